@@ -1,0 +1,30 @@
+"""The DraftProcessor: runs level 0 for a group of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from specrouter_llm.drafting.proposer import Proposer
+from specrouter_llm.state.row import Row
+
+
+class DraftProcessor:
+    """Model-free proposers by name."""
+
+    def __init__(self, proposers: Mapping[str, Proposer]) -> None:
+        self._proposers = dict(proposers)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._proposers
+
+    def propose(self, name: str, rows: Sequence[Row], hypotheses: Sequence[Sequence[int]], wants: Sequence[int]) -> list[list[int]]:
+        """At most wants[r] tokens after each hypothesis. A proposer that raises is set aside for that row alone."""
+        proposer = self._proposers[name]
+        proposals: list[list[int]] = []
+        for row, hypothesis, want in zip(rows, hypotheses, wants, strict=True):
+            try:
+                proposals.append(list(proposer.propose(row, hypothesis, want))[:want])
+            except Exception as error:  # a third party's code: whatever it raises, the answer goes on
+                row.set_aside[name] = f"raised {type(error).__name__}: {error}"
+                proposals.append([])
+        return proposals

@@ -1,0 +1,90 @@
+"""Every error that this package raises on purpose.
+
+SpecRouterError
+├── InvalidParameterError (also ValueError)   a value that a call cannot be run with
+│   ├── InvalidPromptError                    empty, of the wrong type, or not encodable
+│   └── ContextOverflowError                  the prompt does not fit the target's context
+├── ModelLoadError                            a model cannot be loaded
+│   ├── ModelNotFoundError                    no such folder, no such name in the cache
+│   ├── UnsafeModelError                      pickled weights or remote code
+│   ├── UnsupportedModelError                 a kind of model whose state cannot be rolled back
+│   ├── VocabularyMismatchError               two members of a pool disagree about token ids
+│   └── MemoryBudgetError                     the pool does not fit the budget
+├── QueueFullError                            too many requests are waiting
+├── EngineClosedError                         the engine was closed
+├── RequestFailedError                        one request failed while it ran; the others go on
+│   ├── NumericalError                        the target produced NaN or only -inf
+│   └── CallbackError                         a callback of the user raised
+└── ModelFailure                              a forward pass of one model raised (internal until it concerns the target)
+"""
+
+from __future__ import annotations
+
+
+class SpecRouterError(Exception):
+    """Base class of all errors of this package."""
+
+
+class InvalidParameterError(SpecRouterError, ValueError):
+    """A parameter is unknown, of the wrong type or out of range."""
+
+
+class InvalidPromptError(InvalidParameterError):
+    """A prompt is empty, of the wrong type or cannot be encoded."""
+
+
+class ContextOverflowError(InvalidParameterError):
+    """The prompt is longer than the context that the engine can serve."""
+
+
+class ModelLoadError(SpecRouterError):
+    """A model cannot be loaded."""
+
+
+class ModelNotFoundError(ModelLoadError):
+    """Neither a local folder nor a model name that can be resolved."""
+
+
+class UnsafeModelError(ModelLoadError):
+    """Loading would run code from the model's repository, or unpickle its weights."""
+
+
+class UnsupportedModelError(ModelLoadError):
+    """The architecture cannot be run losslessly by this engine; the message says why."""
+
+
+class VocabularyMismatchError(ModelLoadError):
+    """Two models of one pool give the same token id to different tokens."""
+
+
+class MemoryBudgetError(ModelLoadError):
+    """Weights and caches of the pool exceed the memory budget; the message shows the sum."""
+
+
+class QueueFullError(SpecRouterError):
+    """The waiting queue is at its limit."""
+
+
+class EngineClosedError(SpecRouterError):
+    """The engine has been closed."""
+
+
+class RequestFailedError(SpecRouterError):
+    """One request failed while it was running."""
+
+
+class NumericalError(RequestFailedError):
+    """The target's logits for this request hold NaN or no finite value."""
+
+
+class CallbackError(RequestFailedError):
+    """A callback that the user attached to this request raised."""
+
+
+class ModelFailure(RequestFailedError):
+    """A forward pass of `model` raised `cause`."""
+
+    def __init__(self, model: str, cause: BaseException) -> None:
+        super().__init__(f"model {model!r} failed: {type(cause).__name__}: {cause}")
+        self.model = model
+        self.cause = cause

@@ -1,0 +1,225 @@
+"""The Executor: one step of a batch of rows, each with its own plan.
+
+A verified level is itself a proposer: `propose(level)` is the verify step of that level over the proposals of the level
+below, for the plan's number of rounds. So N levels are one recursive function, a model that drafts alone is the case
+with nothing below it, and plain decoding is the same step with an empty proposal.
+
+A step is atomic over models: if a level raises, every model's lengths go back to what they were; a drafter is set aside
+for the rows that used it and the step is run again without it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from specrouter_llm.drafting.processor import DraftProcessor
+from specrouter_llm.drafting.proposer import Proposer
+from specrouter_llm.errors import ModelFailure, NumericalError, RequestFailedError
+from specrouter_llm.runtime.runner import Runner
+from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.scheduling.policy import Trial
+from specrouter_llm.state.manager import StateManager
+from specrouter_llm.state.row import Row
+from specrouter_llm.verification.rollback import RollbackProcessor
+from specrouter_llm.verification.verify import Verification, VerifyProcessor
+
+
+@dataclass(frozen=True, slots=True)
+class RowOutcome:
+    """What a step offers a row; nothing is final before `Executor.commit`."""
+
+    row: Row
+    plan: Plan
+    """The plan as it was run, without the levels that the row has set aside."""
+    token_ids: list[int]
+    """The target's choices: accepted tokens and one more. Empty if `error` is set."""
+    trials: tuple[Trial, ...] = ()
+    logits: Tensor | None = None
+    """[len(token_ids), V] raw target logits, if the row reports logprobs."""
+    error: RequestFailedError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Outcomes of all rows, in the order given, and where the time went."""
+
+    outcomes: list[RowOutcome]
+    seconds: float
+    seconds_per_model: dict[str, float]
+
+
+class Executor:
+    """Runs plans on the models of a pool. The target is the last level of every plan."""
+
+    def __init__(
+        self, state: StateManager, runners: Mapping[str, Runner], proposers: Mapping[str, Proposer], target: str
+    ) -> None:
+        self._state = state
+        self._runners = dict(runners)
+        self._drafting = DraftProcessor(proposers)
+        self._verifying = VerifyProcessor(state, runners)
+        self._rollback = RollbackProcessor(state)
+        self._target = target
+
+    def step(self, rows: Sequence[Row], plans: Sequence[Plan]) -> StepResult:
+        """One step: proposals by each row's chain, then one target forward over all rows.
+
+        Never raises for a model's failure: a drafter that fails is left out, a target failure ends up in the outcomes of
+        the rows that cause it.
+        """
+        started = time.perf_counter()
+        seconds: dict[str, float] = defaultdict(float)
+        outcomes = self._outcomes(rows, plans, seconds)
+        return StepResult(outcomes, time.perf_counter() - started, dict(seconds))
+
+    def commit(self, row: Row, token_ids: Sequence[int]) -> None:
+        """Makes the first tokens of an outcome final (a stop condition may have cut the rest)."""
+        self._rollback.commit(row, token_ids)
+
+    def prefill(self, model: str, rows: Sequence[Row], max_tokens: int) -> int:
+        """Feeds a model at most `max_tokens` committed tokens that it lacks; returns how many.
+
+        Raises:
+            ModelFailure: the forward raised; lengths are as before.
+        """
+        return self._verifying.prefill(model, [row.slot for row in rows], max_tokens)
+
+    def _outcomes(
+        self, rows: Sequence[Row], plans: Sequence[Plan], seconds: dict[str, float]
+    ) -> list[RowOutcome]:
+        usable = [self._usable(row, plan) for row, plan in zip(rows, plans, strict=True)]
+        run = _StepRun(self._state, self._drafting, self._verifying, seconds)
+        try:
+            with self._rollback.atomic(rows):
+                return run.outcomes(rows, usable)
+        except ModelFailure as failure:
+            if failure.model != self._target:
+                for row, plan in zip(rows, usable, strict=True):
+                    if failure.model in plan.levels:
+                        row.set_aside[failure.model] = f"raised {type(failure.cause).__name__}: {failure.cause}"
+                return self._outcomes(rows, usable, seconds)
+            if len(rows) == 1:
+                return [RowOutcome(rows[0], usable[0], [], error=failure)]
+            # Which row it was is not known: each runs alone, and only those that fail alone have failed.
+            return [self._outcomes([row], [plan], seconds)[0] for row, plan in zip(rows, usable, strict=True)]
+
+    def _usable(self, row: Row, plan: Plan) -> Plan:
+        """The plan without levels that the row has set aside or has outgrown."""
+        for level in plan.levels[:-1]:
+            runner = self._runners.get(level)
+            if runner is None or level in row.set_aside:
+                continue
+            if len(row.token_ids) >= runner.context_length:
+                row.set_aside[level] = f"its context of {runner.context_length} tokens is full"
+            elif row.max_token_id >= runner.vocab_size:
+                row.set_aside[level] = f"its vocabulary of {runner.vocab_size} lacks token {row.max_token_id}"
+        return plan.without(row.set_aside)
+
+
+@dataclass(slots=True)
+class _StepRun:
+    """One attempt at a step: the recursion and what it counts."""
+
+    state: StateManager
+    drafting: DraftProcessor
+    verifying: VerifyProcessor
+    seconds: dict[str, float]
+    trials: dict[int, list[Trial]] = field(default_factory=lambda: defaultdict(list))
+
+    def outcomes(self, rows: Sequence[Row], plans: Sequence[Plan]) -> list[RowOutcome]:
+        """Proposals group by group, then the target once over all rows."""
+        hypotheses: list[list[int]] = [[] for _ in rows]
+        proposals: list[list[int]] = [[] for _ in rows]
+        for below, members in _groups(plans).items():
+            wants = [min(plans[i].window, rows[i].remaining - 1) for i in members]
+            for i, proposal in zip(members, self.propose(below, [rows[i] for i in members], [[] for _ in members], wants), strict=True):
+                proposals[i] = proposal
+        verified = self.verify(plans[0].top, rows, hypotheses, proposals, [plan.below for plan in plans], final=True)
+        return [self._outcome(row, plan, v) for row, plan, v in zip(rows, plans, verified, strict=True)]
+
+    def propose(
+        self, plan: Plan | None, rows: Sequence[Row], hypotheses: Sequence[list[int]], wants: Sequence[int]
+    ) -> list[list[int]]:
+        """Up to wants[r] tokens of the plan's top level after each hypothesis. A row that got less offers what it has."""
+        if plan is None:
+            return [[] for _ in rows]
+        if plan.top in self.drafting:
+            with self._timed(plan.top):
+                return self.drafting.propose(plan.top, rows, hypotheses, wants)
+        grown: list[list[int]] = [[] for _ in rows]
+        done = [want <= 0 for want in wants]
+        for _ in range(plan.rounds[-1]):
+            live = [i for i in range(len(rows)) if not done[i]]
+            if not live:
+                break
+            sub_rows = [rows[i] for i in live]
+            sub_hypotheses = [[*hypotheses[i], *grown[i]] for i in live]
+            asked = [min(plan.window, wants[i] - len(grown[i]) - 1) for i in live]
+            proposals = self.propose(plan.below, sub_rows, sub_hypotheses, asked)
+            verified = self.verify(plan.top, sub_rows, sub_hypotheses, proposals, [plan.below] * len(live))
+            for i, verification in zip(live, verified, strict=True):
+                kept = _until_end(verification.token_ids, rows[i])
+                grown[i].extend(kept)
+                done[i] = not kept or len(grown[i]) >= wants[i] or kept[-1] in rows[i].end_ids
+        return [tokens[:want] for tokens, want in zip(grown, wants, strict=True)]
+
+    def verify(
+        self,
+        model: str,
+        rows: Sequence[Row],
+        hypotheses: Sequence[list[int]],
+        proposals: Sequence[list[int]],
+        belows: Sequence[Plan | None],
+        *,
+        final: bool = False,
+    ) -> list[Verification]:
+        """One forward of `model` over all proposals, counted; a drafter without finite logits loses the row it failed."""
+        with self._timed(model):
+            verified = self.verifying.verify(
+                model, rows, hypotheses, proposals, keep_logits=final and any(r.sampler.params.logprobs for r in rows)
+            )
+        for row, below, verification in zip(rows, belows, verified, strict=True):
+            if below is not None and verification.num_proposed:
+                trial = Trial(below.top, model, verification.num_proposed, verification.num_accepted)
+                self.trials[row.slot].append(trial)
+            if verification.failed and not final:
+                row.set_aside[model] = "its logits held NaN or no finite value"
+                self.state.poison(model, row.slot)
+        return verified
+
+    def _outcome(self, row: Row, plan: Plan, verification: Verification) -> RowOutcome:
+        trials = tuple(self.trials[row.slot])
+        if verification.failed:
+            error = NumericalError(f"the logits of {plan.top!r} held NaN or no finite value for this request")
+            return RowOutcome(row, plan, [], trials, error=error)
+        logits = verification.logits if row.sampler.params.logprobs else None
+        return RowOutcome(row, plan, verification.token_ids, trials, logits)
+
+    @contextmanager
+    def _timed(self, level: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[level] += time.perf_counter() - started
+
+
+def _groups(plans: Sequence[Plan]) -> dict[Plan, list[int]]:
+    """Rows by the chain below the target; rows without one propose nothing."""
+    groups: dict[Plan, list[int]] = {}
+    for i, plan in enumerate(plans):
+        if plan.below is not None:
+            groups.setdefault(plan.below, []).append(i)
+    return groups
+
+
+def _until_end(token_ids: list[int], row: Row) -> list[int]:
+    """The tokens up to the first that ends the row, which is kept."""
+    end = next((i for i, token_id in enumerate(token_ids) if token_id in row.end_ids), len(token_ids))
+    return token_ids[: end + 1]

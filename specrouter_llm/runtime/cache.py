@@ -1,0 +1,118 @@
+"""The masked slot cache of one model: fixed slabs, written by position, never moved when tokens are rejected.
+
+Per layer K and V are [slots, capacity, key heads, head size]. What is valid is not known here: a row's logical length
+lives in the StateManager, everything beyond it is hidden by the attention mask and overwritten by the next write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from specrouter_llm.runtime.attention import RaggedContext, extent
+from specrouter_llm.runtime.batch import Span
+
+
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
+    """One layer's slabs, made on the first write so that device, dtype and head counts are the layer's own."""
+
+    is_compileable = False
+    is_croppable = False
+    is_sliding = False
+
+    def __init__(self, cache: SlotCache) -> None:
+        super().__init__()
+        self._cache = cache
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Zeros, not empty memory: a masked position has weight 0, but 0 * NaN is NaN."""
+        self.keys = self._slab(key_states)
+        self.values = self._slab(value_states)
+
+    def _slab(self, states: Tensor) -> Tensor:
+        shape = (self._cache.num_slots, self._cache.capacity, states.shape[1], states.shape[3])
+        return torch.zeros(shape, dtype=states.dtype, device=states.device)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Writes [1, heads, N, size] at the positions of the current forward; returns the whole slabs."""
+        if self.keys is None:
+            self.lazy_initialization(key_states, value_states)
+        context = self._cache.context
+        if context is None:
+            raise RuntimeError("the slot cache was written to outside of a forward pass")
+        index = context.write_index(key_states.device)
+        self.keys.flatten(0, 1).index_copy_(0, index, key_states[0].transpose(0, 1))
+        self.values.flatten(0, 1).index_copy_(0, index, value_states[0].transpose(0, 1))
+        return self.keys, self.values
+
+    def grow(self, capacity: int, used: Sequence[int]) -> None:
+        """Room for `capacity` positions per slot; only positions ever written (`used` per slot) are copied."""
+        if self.keys is None:
+            return
+        self.keys = _grown(self.keys, capacity, used)
+        self.values = _grown(self.values, capacity, used)
+
+    def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        return self._cache.capacity, 0
+
+    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return self._cache.capacity
+
+
+def _grown(slab: Tensor, capacity: int, used: Sequence[int]) -> Tensor:
+    grown = torch.zeros((slab.shape[0], capacity, *slab.shape[2:]), dtype=slab.dtype, device=slab.device)
+    for slot, length in enumerate(used):
+        grown[slot, :length] = slab[slot, :length]
+    return grown
+
+
+class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
+    """All layers of one model's cache."""
+
+    def __init__(self, num_layers: int, num_slots: int, max_length: int) -> None:
+        self.num_slots = num_slots
+        self.max_length = max_length
+        self.capacity = extent(1)
+        self.context: RaggedContext | None = None
+        self._used = [0] * num_slots
+        super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
+
+    def reserve(self, length: int) -> None:
+        """Room for `length` positions in every slot. Grows layer by layer, so the peak is one layer's copy."""
+        if length > self.max_length:
+            raise ValueError(f"{length} positions were asked for, the cache is limited to {self.max_length}")
+        capacity = extent(length)
+        if capacity <= self.capacity:
+            return
+        for layer in self.layers:
+            layer.grow(capacity, self._used)
+        self.capacity = capacity
+
+    def begin(self, spans: Sequence[Span]) -> RaggedContext:
+        """Prepares one forward over `spans`."""
+        self.reserve(max(span.end for span in spans))
+        for span in spans:
+            self._used[span.slot] = max(self._used[span.slot], span.end)
+        self.context = RaggedContext(spans, self.capacity)
+        return self.context
+
+    def clear(self, slot: int) -> None:
+        """Zeroes all that was ever written to a slot: a masked NaN would still poison its next row."""
+        for layer in self.layers:
+            if layer.keys is not None:
+                layer.keys[slot, : self._used[slot]].zero_()
+                layer.values[slot, : self._used[slot]].zero_()
+        self._used[slot] = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slabs."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers if layer.keys is not None)

@@ -1,0 +1,92 @@
+"""A runner: one model, one packed forward pass at a time, over its own masked slot cache."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from specrouter_llm.runtime.attention import ATTENTION_NAME
+from specrouter_llm.runtime.batch import Span
+from specrouter_llm.runtime.cache import SlotCache
+from specrouter_llm.types import Guarantee
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Runner(Protocol):
+    """What the engine needs of a model. Stateless between calls but for the contents of its cache."""
+
+    name: str
+    vocab_size: int
+    """Width of the logits; no larger token id may be fed."""
+    context_length: int
+    """No larger position may be fed."""
+    guarantee: Guarantee
+
+    def forward(self, spans: Sequence[Span]) -> Tensor:
+        """Runs all spans in one pass; returns logits [sum of num_logits, V] in span order, float32 or float64."""
+        ...
+
+    def clear(self, slot: int) -> None:
+        """Zeroes the slot's cache after a failure."""
+        ...
+
+    def close(self) -> None:
+        """Gives the cache's memory back."""
+        ...
+
+
+class EagerRunner:
+    """An unmodified Hugging Face model called through its own forward; works on any device and with `device_map`."""
+
+    guarantee: Guarantee = "near-tie"
+
+    def __init__(self, name: str, model: PreTrainedModel, *, num_slots: int, context_length: int) -> None:
+        self.name = name
+        self.context_length = context_length
+        config = model.config.get_text_config()
+        self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
+        model.set_attn_implementation(ATTENTION_NAME)
+        self._model = model
+        self._device = model.get_input_embeddings().weight.device
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._cache = SlotCache(config.num_hidden_layers, num_slots, context_length)
+
+    def forward(self, spans: Sequence[Span]) -> Tensor:
+        context = self._cache.begin(spans)
+        ids, positions, keep = [], [], []
+        for span in spans:
+            ids.extend(span.token_ids)
+            positions.extend(range(span.start, span.end))
+            keep.extend(range(len(ids) - span.num_logits, len(ids)))
+        inputs = torch.tensor([ids, positions], dtype=torch.long, device=self._device)
+        wanted = torch.tensor(keep, dtype=torch.long, device=self._device)
+        with torch.inference_mode():
+            output = self._model(
+                input_ids=inputs[:1],
+                position_ids=inputs[1:],
+                past_key_values=self._cache,
+                use_cache=True,
+                spec=context,
+                **({"logits_to_keep": wanted} if self._keeps else {}),
+            ).logits[0]
+        logits: Tensor = output if self._keeps else output[wanted.to(output.device)]
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def clear(self, slot: int) -> None:
+        with torch.inference_mode():
+            self._cache.clear(slot)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the slabs as they stand."""
+        return self._cache.nbytes
+
+    def close(self) -> None:
+        """Drops model and cache."""
+        del self._model, self._cache

@@ -1,0 +1,1 @@
+"""Checking proposals with a model, and taking back what was not accepted."""
