@@ -78,22 +78,24 @@ class Executor:
         outcomes = self._outcomes(rows, plans, seconds)
         return StepResult(outcomes, time.perf_counter() - started, dict(seconds))
 
+    def has_model(self, level: str) -> bool:
+        """Whether the level is a model (and not a model-free proposer)."""
+        return level in self._runners
+
     def commit(self, row: Row, token_ids: Sequence[int]) -> None:
         """Makes the first tokens of an outcome final (a stop condition may have cut the rest)."""
         self._rollback.commit(row, token_ids)
 
     def prefill(self, model: str, rows: Sequence[Row], max_tokens: int) -> int:
-        """Feeds a model at most `max_tokens` committed tokens that it lacks; returns how many.
+        """Feeds a model at most `max_tokens` committed tokens that it lacks, over all rows; returns how many.
 
         Raises:
             ModelFailure: the forward raised; lengths are as before.
         """
         return self._verifying.prefill(model, [row.slot for row in rows], max_tokens)
 
-    def _outcomes(
-        self, rows: Sequence[Row], plans: Sequence[Plan], seconds: dict[str, float]
-    ) -> list[RowOutcome]:
-        usable = [self._usable(row, plan) for row, plan in zip(rows, plans, strict=True)]
+    def _outcomes(self, rows: Sequence[Row], plans: Sequence[Plan], seconds: dict[str, float]) -> list[RowOutcome]:
+        usable = [self.usable(row, plan) for row, plan in zip(rows, plans, strict=True)]
         run = _StepRun(self._state, self._drafting, self._verifying, seconds)
         try:
             with self._rollback.atomic(rows):
@@ -109,7 +111,7 @@ class Executor:
             # Which row it was is not known: each runs alone, and only those that fail alone have failed.
             return [self._outcomes([row], [plan], seconds)[0] for row, plan in zip(rows, usable, strict=True)]
 
-    def _usable(self, row: Row, plan: Plan) -> Plan:
+    def usable(self, row: Row, plan: Plan) -> Plan:
         """The plan without levels that the row has set aside or has outgrown."""
         for level in plan.levels[:-1]:
             runner = self._runners.get(level)
@@ -138,7 +140,9 @@ class _StepRun:
         proposals: list[list[int]] = [[] for _ in rows]
         for below, members in _groups(plans).items():
             wants = [min(plans[i].window, rows[i].remaining - 1) for i in members]
-            for i, proposal in zip(members, self.propose(below, [rows[i] for i in members], [[] for _ in members], wants), strict=True):
+            for i, proposal in zip(
+                members, self.propose(below, [rows[i] for i in members], [[] for _ in members], wants), strict=True
+            ):
                 proposals[i] = proposal
         verified = self.verify(plans[0].top, rows, hypotheses, proposals, [plan.below for plan in plans], final=True)
         return [self._outcome(row, plan, v) for row, plan, v in zip(rows, plans, verified, strict=True)]

@@ -63,9 +63,13 @@ class ChainRouter:
         for position, level in enumerate(levels):
             if level not in self._models and level not in self._proposers:
                 known = ", ".join([*self._proposers, *self._models])
-                raise InvalidParameterError(f"unknown level {level!r} in chain {list(levels)}; this engine has: {known}")
+                raise InvalidParameterError(
+                    f"unknown level {level!r} in chain {list(levels)}; this engine has: {known}"
+                )
             if level == self.target and position < len(levels) - 1:
-                raise InvalidParameterError(f"the target {level!r} must be the last level of a chain, got {list(levels)}")
+                raise InvalidParameterError(
+                    f"the target {level!r} must be the last level of a chain, got {list(levels)}"
+                )
             if level in self._proposers and position > 0:
                 raise InvalidParameterError(
                     f"{level!r} uses no model, so it cannot verify: it must be the first level, got {list(levels)}"

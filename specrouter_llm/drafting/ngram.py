@@ -18,7 +18,9 @@ _BARRIER = -1  # between texts: no match and no continuation runs across it
 class NgramProposer:
     """Model-free drafter over prompt, output and `draft_sources` of a row."""
 
-    def __init__(self, *, name: str = "ngram", min_match: int = 2, max_match: int = 12, max_candidates: int = 64) -> None:
+    def __init__(
+        self, *, name: str = "ngram", min_match: int = 2, max_match: int = 12, max_candidates: int = 64
+    ) -> None:
         self.name = name
         self._min_match = min_match
         self._max_match = max_match
@@ -34,7 +36,9 @@ class NgramProposer:
         ends = index.longest_matches(context, self._max_candidates)
         proposal: list[int] = []
         while ends and len(proposal) < max_tokens:
-            token_id = self._choose(row, len(row.token_ids) + len(hypothesis) + len(proposal), index.continuations(ends))
+            token_id = self._choose(
+                row, len(row.token_ids) + len(hypothesis) + len(proposal), index.continuations(ends)
+            )
             if token_id is None:
                 break
             proposal.append(token_id)

@@ -17,7 +17,9 @@ class DraftProcessor:
     def __contains__(self, name: str) -> bool:
         return name in self._proposers
 
-    def propose(self, name: str, rows: Sequence[Row], hypotheses: Sequence[Sequence[int]], wants: Sequence[int]) -> list[list[int]]:
+    def propose(
+        self, name: str, rows: Sequence[Row], hypotheses: Sequence[Sequence[int]], wants: Sequence[int]
+    ) -> list[list[int]]:
         """At most wants[r] tokens after each hypothesis. A proposer that raises is set aside for that row alone."""
         proposer = self._proposers[name]
         proposals: list[list[int]] = []

@@ -59,7 +59,9 @@ class EagerRunner:
 
     def forward(self, spans: Sequence[Span]) -> Tensor:
         context = self._cache.begin(spans)
-        ids, positions, keep = [], [], []
+        ids: list[int] = []
+        positions: list[int] = []
+        keep: list[int] = []
         for span in spans:
             ids.extend(span.token_ids)
             positions.extend(range(span.start, span.end))

@@ -23,7 +23,9 @@ _MULTIPLIERS = (0x7FEB352D, 0x846CA68B - (1 << 32))
 
 def row_keys(seed: int, sample: int, position: int) -> tuple[int, int]:
     """Two 32-bit keys (as signed ints) of one choice: a splitmix64 finaliser over the three numbers."""
-    z = (seed * 0x9E3779B97F4A7C15 + sample * 0xBF58476D1CE4E5B9 + position * 0x94D049BB133111EB + 0x632BE59BD9B4E019) & _MASK64
+    z = (
+        seed * 0x9E3779B97F4A7C15 + sample * 0xBF58476D1CE4E5B9 + position * 0x94D049BB133111EB + 0x632BE59BD9B4E019
+    ) & _MASK64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64
     z ^= z >> 31

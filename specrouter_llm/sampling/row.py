@@ -43,7 +43,9 @@ class RowSampler:
         """Noise rows by absolute position, kept until the position is committed: all levels read the same ones."""
         self._end_ids = sorted(end_ids)
         self._bad_words = [tuple(word) for word in bad_words]
-        self._penalised = params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+        self._penalised = (
+            params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+        )
         self._prompt_ids = tuple(prompt_ids)
         self._in_prompt = frozenset(prompt_ids) if self._penalised else frozenset()
         self._counts: Counter[int] = Counter()

@@ -133,11 +133,7 @@ class StateManager:
         committed = self._tokens[slot]
         length = len(committed) + len(hypothesis)
         start = min(self._agreed(model, slot, hypothesis), length - num_logits)
-        if start < len(committed):
-            fed = [*committed[start:], *hypothesis]
-        else:
-            fed = list(hypothesis[start - len(committed) :])
-        return Span(slot, start, fed, num_logits)
+        return Span(slot, start, [*committed[start:], *hypothesis[max(0, start - len(committed)) :]], num_logits)
 
     def prefill_span(self, model: str, slot: int, max_tokens: int) -> Span:
         """The next chunk of committed tokens, without logits; never the last one, which the next step feeds."""

@@ -35,8 +35,13 @@ class Row:
     """Tokens of those that the level above kept."""
     accepted_lengths: Counter[int] = field(default_factory=Counter)
     """Speculative target steps by number of accepted tokens."""
+    num_draft_tokens: int = 0
+    """Tokens that the target verified."""
     max_proposal: int = 0
+    """The longest proposal among them."""
     num_steps: int = 0
+    row_id: int = 0
+    """Unique within the engine."""
     max_token_id: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,7 +62,11 @@ class Row:
         self.sampler.commit(token_ids)
         self.num_steps += 1
 
-    def count(self, level: str, proposed: int, accepted: int) -> None:
-        """One verification of a proposal of `level` by the level above it."""
+    def count(self, level: str, proposed: int, accepted: int, *, final: bool) -> None:
+        """One verification of a proposal of `level` by the level above it; `final` if that is the target."""
         self.proposed[level] += proposed
         self.accepted[level] += accepted
+        if final:
+            self.num_draft_tokens += proposed
+            self.accepted_lengths[accepted] += 1
+            self.max_proposal = max(self.max_proposal, proposed)

@@ -1,0 +1,1 @@
+"""Requests in, completions out: admission, the worker thread, streams and cancellation."""

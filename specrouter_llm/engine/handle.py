@@ -1,0 +1,167 @@
+"""The caller's end of a request: an iterator and an async iterator of deltas, a result, and a way to cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from specrouter_llm.types import Completion, Delta, FinishReason
+
+T = TypeVar("T")
+
+
+class Mailbox(Generic[T]):
+    """Unbounded queue from the worker thread to one consumer, which may be a thread or a task of any event loop."""
+
+    def __init__(self) -> None:
+        self._items: deque[T] = deque()
+        self._condition = threading.Condition()
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+
+    def put(self, item: T) -> None:
+        with self._condition:
+            self._items.append(item)
+            self._condition.notify()
+            waiters, self._waiters = self._waiters, []
+        for loop, future in waiters:
+            with contextlib.suppress(RuntimeError):  # the consumer's event loop is closed: nobody is waiting any more
+                loop.call_soon_threadsafe(_wake, future)
+
+    def get(self) -> T:
+        """The next item; blocks."""
+        with self._condition:
+            while not self._items:
+                self._condition.wait()
+            return self._items.popleft()
+
+    async def aget(self) -> T:
+        """The next item, without blocking the event loop."""
+        while True:
+            with self._condition:
+                if self._items:
+                    return self._items.popleft()
+                loop = asyncio.get_running_loop()
+                future: asyncio.Future[None] = loop.create_future()
+                self._waiters.append((loop, future))
+            await future
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class Handle:
+    """One submitted request. Iterate over it (`for` or `async for`) to stream, or ask for its `result()`.
+
+    A handle that is dropped, closed or left by an exception cancels its request; so does a cancelled task. An error of
+    the request is raised by the iteration after everything that was produced has been delivered.
+    """
+
+    def __init__(self, mailbox: Mailbox[Delta | Completion], num_samples: int, cancel: Callable[[], None]) -> None:
+        self._mailbox = mailbox
+        self._num_samples = num_samples
+        self._cancel = cancel
+        self._completions: list[Completion] = []
+        self._raised = False
+
+    @property
+    def done(self) -> bool:
+        """Whether every sample has ended and been delivered."""
+        return len(self._completions) == self._num_samples
+
+    def cancel(self) -> None:
+        """Ends the request within one step; its slots are free then. Harmless when it has ended."""
+        self._cancel()
+
+    # ---------------------------------------------------------------- synchronous
+
+    def __iter__(self) -> Handle:
+        return self
+
+    def __next__(self) -> Delta:
+        while not self.done:
+            delta = self._take(self._guarded_get())
+            if delta is not None:
+                return delta
+        self._raise_failure()
+        raise StopIteration
+
+    def result(self) -> list[Completion]:
+        """All samples, in order; blocks until they have ended. Failed ones carry their error."""
+        while not self.done:
+            self._take(self._guarded_get())
+        return sorted(self._completions, key=lambda completion: completion.index)
+
+    def _guarded_get(self) -> Delta | Completion:
+        try:
+            return self._mailbox.get()
+        except BaseException:  # KeyboardInterrupt above all
+            self.cancel()
+            raise
+
+    # ---------------------------------------------------------------- asynchronous
+
+    def __aiter__(self) -> Handle:
+        return self
+
+    async def __anext__(self) -> Delta:
+        while not self.done:
+            delta = self._take(await self._guarded_aget())
+            if delta is not None:
+                return delta
+        self._raise_failure()
+        raise StopAsyncIteration
+
+    async def aresult(self) -> list[Completion]:
+        """`result()` without blocking the event loop; cancelling the task cancels the request."""
+        while not self.done:
+            self._take(await self._guarded_aget())
+        return sorted(self._completions, key=lambda completion: completion.index)
+
+    async def _guarded_aget(self) -> Delta | Completion:
+        try:
+            return await self._mailbox.aget()
+        except BaseException:
+            self.cancel()
+            raise
+
+    # ---------------------------------------------------------------- closing
+
+    def close(self) -> None:
+        self.cancel()
+
+    async def aclose(self) -> None:
+        self.cancel()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.cancel()
+
+    async def __aenter__(self) -> Handle:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.cancel()
+
+    def __del__(self) -> None:
+        if not self.done:
+            self._cancel()
+
+    def _take(self, item: Delta | Completion) -> Delta | None:
+        if isinstance(item, Delta):
+            return item
+        self._completions.append(item)
+        return None
+
+    def _raise_failure(self) -> None:
+        failed = next((c for c in self._completions if c.finish_reason is FinishReason.ERROR), None)
+        if failed is not None and not self._raised:
+            self._raised = True
+            failed.raise_for_error()

@@ -1,0 +1,53 @@
+"""Chunked prefill: how much catching up fits beside a step, and who takes in a chunk instead."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from specrouter_llm.errors import ModelFailure
+from specrouter_llm.executor import Executor
+from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.state.manager import StateManager
+from specrouter_llm.state.row import Row
+
+
+class CatchUp:
+    """One turn's budget of missing tokens per model.
+
+    What fits rides in the step's own forward. A row that lacks more takes in what is left of the budget in a forward of
+    its own, and waits (if it is the target that lags) or goes without that level (if it is a drafter).
+    """
+
+    def __init__(self, executor: Executor, state: StateManager, chunk: int) -> None:
+        self._executor = executor
+        self._state = state
+        self._left: defaultdict[str, int] = defaultdict(lambda: chunk)
+
+    def fits(self, model: str, row: Row) -> bool:
+        """Whether the model's missing tokens of this row may ride in the step.
+
+        Raises:
+            ModelFailure: taking in a chunk failed.
+        """
+        lag = self._state.lag(model, row.slot)
+        if lag <= self._left[model]:
+            self._left[model] -= lag
+            return True
+        if self._left[model] > 0:
+            self._executor.prefill(model, [row], self._left[model])
+            self._left[model] = 0
+        return False
+
+    def trimmed(self, plan: Plan, row: Row) -> Plan:
+        """The plan without drafters that lag too far or fail to catch up."""
+        plan = self._executor.usable(row, plan)
+        lagging = set()
+        for level in plan.levels[:-1]:
+            if not self._executor.has_model(level):
+                continue
+            try:
+                if not self.fits(level, row):
+                    lagging.add(level)
+            except ModelFailure as failure:
+                row.set_aside[level] = f"raised {type(failure.cause).__name__}: {failure.cause}"
+        return plan.without(lagging | row.set_aside.keys())

@@ -1,0 +1,441 @@
+"""SpecRouter, the engine: what users, adapters and the command line call."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import TracebackType
+from typing import Any, cast
+
+from specrouter_llm.config import EngineConfig, ModelSource
+from specrouter_llm.drafting.ngram import NgramProposer
+from specrouter_llm.drafting.proposer import Proposer
+from specrouter_llm.engine.handle import Handle
+from specrouter_llm.engine.request import Request, Sample
+from specrouter_llm.engine.worker import EngineStats, Worker
+from specrouter_llm.errors import ContextOverflowError, InvalidParameterError, InvalidPromptError, QueueFullError
+from specrouter_llm.executor import Executor
+from specrouter_llm.pool.pool import ModelPool
+from specrouter_llm.router import ChainRouter
+from specrouter_llm.runtime.runner import EagerRunner, Runner
+from specrouter_llm.sampling.params import MAX_SEED, SamplingParams
+from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.scheduling.policy import FixedPolicy, Policy
+from specrouter_llm.state.manager import StateManager
+from specrouter_llm.text.stream import TextStream
+from specrouter_llm.text.tokenizer import Tokenizer
+from specrouter_llm.types import ChatMessage, Completion, Guarantee, Prompt, StepInfo
+
+
+class SpecRouter:
+    """A target model, any number of drafters, and one thread that decodes requests in continuous batches.
+
+    Speculation changes how fast an answer comes, never what it says: the target's choices are what is committed.
+
+    Use `from_pretrained`, or give the parts yourself (tests do). All methods may be called from any thread and any event
+    loop. Close the engine, or use it as a context manager, to give the memory back.
+    """
+
+    def __init__(
+        self,
+        runners: Mapping[str, Runner],
+        *,
+        target: str,
+        tokenizer: Tokenizer | None = None,
+        eos_token_ids: Collection[int] = (),
+        max_context: int,
+        config: EngineConfig | None = None,
+        proposers: Sequence[Proposer] | None = None,
+        policy: Policy | None = None,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        """`runners` are ordered from the smallest drafter to the target; `max_context` counts prompt + output tokens."""
+        self.config = config or EngineConfig()
+        self.max_context = max_context
+        self.target = target
+        self.tokenizer = tokenizer
+        self._eos_ids = frozenset(eos_token_ids)
+        self._vocab_size = runners[target].vocab_size
+        free = {p.name: p for p in (proposers if proposers is not None else [NgramProposer()])}
+        models = [*(name for name in runners if name != target), target]
+        self._router = ChainRouter(models, free, policy=policy)
+        default = self._router.resolve(self.config.chain, self.config.windows, self.config.speculation or False)
+        if default is not None:
+            self._router.use(FixedPolicy(default))
+        state = StateManager(runners, self.config.max_batch, prefix_reuse=self.config.prefix_reuse)
+        self.levels = (*free, *models)
+        """Names of all levels that a chain may use, the target last."""
+        self.guarantee: Guarantee = runners[target].guarantee
+        self._worker = Worker(
+            Executor(state, runners, free, target),
+            state,
+            self._router,
+            levels=self.levels,
+            guarantee=self.guarantee,
+            max_queue=self.config.max_queue,
+            prefill_chunk=self.config.prefill_chunk,
+        )
+        self._encoding = threading.Lock()  # fast tokenizers do not like to be configured by two threads at once
+        self._closer = weakref.finalize(self, _shut_down, self._worker, list(runners.values()), on_close)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        target: ModelSource,
+        drafts: Sequence[ModelSource] | None = None,
+        *,
+        dtype: Any = None,
+        device: Any = None,
+        device_map: Any = None,
+        quantization_config: Any = None,
+        revision: str | None = None,
+        policy: Policy | None = None,
+        proposers: Sequence[Proposer] | None = None,
+        progress: bool = True,
+        **config: Any,
+    ) -> SpecRouter:
+        """Loads a pool of models and starts the engine.
+
+        Args:
+            target: name, local folder, `ModelSpec` or loaded model whose answers are wanted; "demo" is the embedded family.
+            drafts: smaller models with the same vocabulary, in any order.
+            dtype, device, device_map, quantization_config, revision: as in transformers, for members that do not say
+                otherwise; quantization_config is the target's.
+            policy: who chooses chains; the default chain is fixed.
+            proposers: model-free drafters; n-gram lookup by default.
+            progress: whether to show a progress bar while loading.
+            config: fields of `EngineConfig` (max_batch, max_context, memory_budget, chain, windows, speculation, ...).
+
+        Raises:
+            InvalidParameterError: an unknown or impossible option.
+            ModelLoadError: a model cannot be loaded; the subclass and the message say why.
+        """
+        settings = _engine_config(config)
+        pool = ModelPool.load(
+            target,
+            drafts,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            quantization_config=quantization_config,
+            revision=revision,
+            max_batch=settings.max_batch,
+            max_context=settings.max_context,
+            memory_budget=settings.memory_budget,
+            progress=progress,
+        )
+        members = [*sorted(pool.drafts, key=lambda member: member.num_parameters), pool.target]
+        runners: dict[str, Runner] = {
+            member.name: EagerRunner(
+                member.name,
+                member.model,
+                num_slots=settings.max_batch,
+                context_length=min(member.context_length, pool.max_context),
+            )
+            for member in members
+        }
+        try:
+            return cls(
+                runners,
+                target=pool.target.name,
+                tokenizer=Tokenizer(pool.tokenizer) if pool.tokenizer is not None else None,
+                eos_token_ids=pool.target.eos_token_ids,
+                max_context=pool.max_context,
+                config=settings,
+                proposers=proposers,
+                policy=policy,
+                on_close=pool.close,
+            )
+        except InvalidParameterError:
+            pool.close()
+            raise
+
+    # ---------------------------------------------------------------- generation
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **options: Any
+    ) -> list[Completion]:
+        """Completions of one prompt or of many, n per prompt, prompt by prompt; blocks until all have ended.
+
+        A prompt is text, a list of token ids, or a list of chat messages. A request that fails has its error in its
+        completion and leaves the others alone. `options` are those of `submit`, and sampling parameters.
+
+        Raises:
+            InvalidParameterError: before anything runs.
+        """
+        requests = self._requests(prompts, params, options)
+        handles: list[Handle] = []
+        for request in requests:
+            waited = 0
+            while (handle := self._offer(request, may_wait=waited < len(handles))) is None:
+                handles[waited].result()  # backpressure: the queue is full of our own
+                waited += 1
+            handles.append(handle)
+        return [completion for handle in handles for completion in handle.result()]
+
+    async def agenerate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **options: Any
+    ) -> list[Completion]:
+        """`generate` without blocking the event loop; cancelling the task cancels its requests."""
+        requests = self._requests(prompts, params, options)
+        handles: list[Handle] = []
+        try:
+            for request in requests:
+                waited = 0
+                while (handle := self._offer(request, may_wait=waited < len(handles))) is None:
+                    await handles[waited].aresult()
+                    waited += 1
+                handles.append(handle)
+            return [completion for handle in handles for completion in await handle.aresult()]
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Handle:
+        """An iterator of deltas of one prompt. Dropping, closing or leaving it cancels the request."""
+        return self.submit(prompt, params, **options)
+
+    def astream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Handle:
+        """An async iterator of deltas of one prompt (the same object as `stream`)."""
+        return self.submit(prompt, params, **options)
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        chain: Sequence[str] | None = None,
+        windows: Sequence[int] | None = None,
+        speculation: bool | None = None,
+        draft_sources: Sequence[str | Sequence[int]] = (),
+        prediction: str | Sequence[int] | None = None,
+        timeout: float | None = None,
+        on_step: Callable[[StepInfo], None] | None = None,
+        tools: Sequence[Any] | None = None,
+        **sampling: Any,
+    ) -> Handle:
+        """Queues one prompt and returns at once.
+
+        Args:
+            params: sampling parameters; single ones may be given, or changed, as keyword arguments.
+            chain, windows: forces a chain (lowest level first) and the tokens each level below the target offers.
+            speculation: False decodes plainly; None and True leave it to the engine.
+            draft_sources: documents or tool outputs that the answer may quote; only speed depends on them.
+            prediction: what the answer is expected to be like; only speed depends on it.
+            timeout: seconds after which the request ends with what it has.
+            on_step: called in the engine's thread after each step of this request.
+            tools: tool definitions for the chat template.
+
+        Raises:
+            InvalidParameterError, InvalidPromptError, ContextOverflowError: nothing was queued.
+            QueueFullError, EngineClosedError: nothing was queued.
+        """
+        request = self._request(
+            0,
+            prompt,
+            _with_changes(params, sampling),
+            self._router.resolve(chain, windows, speculation),
+            sources=[*draft_sources, *([prediction] if prediction is not None else [])],
+            timeout=timeout,
+            on_step=on_step,
+            tools=tools,
+        )
+        return self._submit(request)
+
+    # ---------------------------------------------------------------- state
+
+    @property
+    def stats(self) -> EngineStats:
+        """What is running and waiting now, and what has been done so far."""
+        return self._worker.stats()
+
+    @property
+    def closed(self) -> bool:
+        return not self._closer.alive
+
+    def close(self) -> None:
+        """Cancels what is running, ends the thread and gives the memory back. Idempotent."""
+        self._closer()
+
+    def __enter__(self) -> SpecRouter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---------------------------------------------------------------- requests
+
+    def _requests(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None, options: Mapping[str, Any]
+    ) -> list[Request]:
+        """All requests of one call, every one checked before the first is queued."""
+        named = {name: options[name] for name in _REQUEST_OPTIONS if name in options}
+        sampling = _with_changes(params, {k: v for k, v in options.items() if k not in named})
+        plan = self._router.resolve(
+            named.pop("chain", None), named.pop("windows", None), named.pop("speculation", None)
+        )
+        prediction = named.pop("prediction", None)
+        sources = [*named.pop("draft_sources", ()), *([prediction] if prediction is not None else [])]
+        return [
+            self._request(index, prompt, sampling, plan, sources=sources, **named)
+            for index, prompt in enumerate(_as_batch(prompts))
+        ]
+
+    def _request(
+        self,
+        index: int,
+        prompt: Prompt,
+        params: SamplingParams,
+        plan: Plan | None,
+        *,
+        sources: Sequence[str | Sequence[int]] = (),
+        timeout: float | None = None,
+        on_step: Callable[[StepInfo], None] | None = None,
+        tools: Sequence[Any] | None = None,
+    ) -> Request:
+        if timeout is not None and not timeout > 0:
+            raise InvalidParameterError(f"timeout must be a positive number of seconds, got {timeout!r}")
+        if (params.stop or any(isinstance(word, str) for word in params.bad_words)) and self.tokenizer is None:
+            raise InvalidParameterError("stop strings and bad words need a tokenizer, and this engine has none")
+        prompt_ids = self._encode_prompt(prompt, tools)
+        eos_ids = frozenset() if params.ignore_eos else self._eos_ids
+        return Request(
+            prompt_index=index,
+            prompt_ids=prompt_ids,
+            params=params,
+            seed=params.seed if params.seed is not None else secrets.randbelow(MAX_SEED),
+            plan=plan,
+            draft_sources=[self._encode_source(source) for source in sources],
+            bad_words=self._bad_words(params),
+            end_ids=eos_ids | frozenset(params.stop_token_ids),
+            eos_ids=eos_ids,
+            max_length=self.max_context,
+            deadline=time.monotonic() + timeout if timeout is not None else None,
+            on_step=on_step,
+        )
+
+    def _encode_prompt(self, prompt: Prompt, tools: Sequence[Any] | None) -> list[int]:
+        if isinstance(prompt, str):
+            ids = self._require_tokenizer("text prompts").encode(prompt) if prompt else []
+        elif _is_chat(prompt):
+            with self._encoding:
+                ids = self._require_tokenizer("chats").encode_chat(cast("list[ChatMessage]", prompt), tools=tools)
+        elif isinstance(prompt, Sequence) and all(isinstance(i, int) and not isinstance(i, bool) for i in prompt):
+            ids = cast("list[int]", list(prompt))
+        else:
+            raise InvalidPromptError(
+                f"a prompt is text, a list of token ids or a list of chat messages, got {type(prompt).__name__}"
+            )
+        if not ids:
+            raise InvalidPromptError("the prompt is empty; give at least one token")
+        wrong = next((i for i in ids if not 0 <= i < self._vocab_size), None)
+        if wrong is not None:
+            raise InvalidPromptError(f"token id {wrong} is outside the target's vocabulary of {self._vocab_size}")
+        if len(ids) >= self.max_context:
+            raise ContextOverflowError(
+                f"the prompt has {len(ids)} tokens and this engine's context is {self.max_context} tokens, prompt and "
+                "answer together; shorten the prompt, or raise max_context if the model and the memory budget allow"
+            )
+        return ids
+
+    def _encode_source(self, source: str | Sequence[int]) -> Sequence[int]:
+        if not isinstance(source, str):
+            return source
+        return self._require_tokenizer("text sources").encode_document(source)
+
+    def _bad_words(self, params: SamplingParams) -> Sequence[Sequence[int]]:
+        if not params.bad_words:
+            return ()
+        if self.tokenizer is None:
+            return [word for word in params.bad_words if not isinstance(word, str)]
+        return self.tokenizer.words_to_ids(params.bad_words)
+
+    def _require_tokenizer(self, what: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise InvalidPromptError(f"{what} need a tokenizer, and the target came without one; give token ids")
+        return self.tokenizer
+
+    # ---------------------------------------------------------------- queueing
+
+    def _submit(self, request: Request) -> Handle:
+        samples = [
+            Sample(request, index, TextStream(self.tokenizer, request.prompt_ids, request.params.stop))
+            for index in range(request.params.n)
+        ]
+        self._worker.submit(samples)
+
+        def cancel() -> None:  # holds the engine: a stream keeps the engine it comes from alive
+            request.cancelled.set()
+            self._worker.wake()
+
+        return Handle(request.mailbox, request.params.n, cancel)
+
+    def _offer(self, request: Request, *, may_wait: bool) -> Handle | None:
+        """Submits, or returns None if the queue is full and the caller has something of its own to wait for."""
+        try:
+            return self._submit(request)
+        except QueueFullError:
+            if may_wait:
+                return None
+            raise
+
+
+_REQUEST_OPTIONS = (
+    "chain",
+    "windows",
+    "speculation",
+    "draft_sources",
+    "prediction",
+    "timeout",
+    "on_step",
+    "tools",
+)
+
+
+def _shut_down(worker: Worker, runners: Sequence[Runner], on_close: Callable[[], None] | None) -> None:
+    worker.close()
+    for runner in runners:
+        runner.close()
+    if on_close is not None:
+        on_close()
+
+
+def _engine_config(options: Mapping[str, Any]) -> EngineConfig:
+    unknown = sorted(set(options) - set(EngineConfig.__dataclass_fields__))
+    if unknown:
+        known = ", ".join(sorted(EngineConfig.__dataclass_fields__))
+        raise InvalidParameterError(f"unknown engine option {unknown[0]!r}; known: {known}")
+    return EngineConfig(**options)
+
+
+def _with_changes(params: SamplingParams | None, changes: Mapping[str, Any]) -> SamplingParams:
+    if params is None:
+        return SamplingParams(**changes)
+    if not isinstance(params, SamplingParams):
+        raise InvalidParameterError(f"params must be SamplingParams, got {type(params).__name__}")
+    return params.replace(**changes) if changes else params
+
+
+def _is_chat(prompt: object) -> bool:
+    return isinstance(prompt, Sequence) and bool(prompt) and all(isinstance(m, Mapping) for m in prompt)
+
+
+def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt, or many, as a list of prompts."""
+    if isinstance(prompts, str) or _is_chat(prompts):
+        return [cast("Prompt", prompts)]
+    if not isinstance(prompts, Sequence):
+        raise InvalidPromptError(
+            f"prompts are text, token ids, chat messages, or a list of them; got {type(prompts).__name__}"
+        )
+    if not prompts:
+        raise InvalidPromptError("there is no prompt: the list is empty")
+    if all(isinstance(item, int) for item in prompts):
+        return [cast("Prompt", prompts)]
+    return [cast("Prompt", prompt) for prompt in prompts]

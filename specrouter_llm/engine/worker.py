@@ -1,0 +1,303 @@
+"""The worker thread: owns the models, admits rows to slots, runs steps, delivers what they commit.
+
+Between two steps requests join and leave, cancellations and deadlines take effect, and long prompts take in a chunk.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from specrouter_llm.engine.prefill import CatchUp
+from specrouter_llm.engine.request import Request, Sample
+from specrouter_llm.errors import CallbackError, EngineClosedError, QueueFullError, RequestFailedError
+from specrouter_llm.executor import Executor, RowOutcome, StepResult
+from specrouter_llm.router import ChainRouter
+from specrouter_llm.sampling.row import RowSampler
+from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.scheduling.policy import Observation, RowView
+from specrouter_llm.state.manager import SlotStatus, StateManager
+from specrouter_llm.state.row import Row
+from specrouter_llm.types import FinishReason, Guarantee, LevelStep, StepInfo
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """The engine at this moment, and what it has done so far."""
+
+    num_running: int
+    """Samples that own a slot."""
+    num_waiting: int
+    """Samples that wait for one."""
+    num_free_slots: int
+    num_cached_slots: int
+    """Slots without an owner whose tokens may be reused."""
+    num_finished: int
+    """Samples that have ended, however."""
+    num_steps: int
+    num_committed_tokens: int
+
+
+class Worker:
+    """One thread that runs everything. All public methods may be called from any thread."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        state: StateManager,
+        router: ChainRouter,
+        *,
+        levels: Sequence[str],
+        guarantee: Guarantee,
+        max_queue: int,
+        prefill_chunk: int,
+    ) -> None:
+        self._executor = executor
+        self._state = state
+        self._router = router
+        self._levels = tuple(levels)
+        self._guarantee = guarantee
+        self._max_queue = max_queue
+        self._prefill_chunk = prefill_chunk
+        self._changed = threading.Condition()
+        self._waiting: deque[Sample] = deque()
+        self._running: list[Sample] = []
+        self._row_ids = itertools.count()
+        self._closing = False
+        self._num_finished = self._num_steps = self._num_committed = 0
+        self._thread = threading.Thread(target=self._run, name="specrouter", daemon=True)
+        self._thread.start()
+
+    # ---------------------------------------------------------------- other threads
+
+    def submit(self, samples: Sequence[Sample]) -> None:
+        """Queues all samples of one request.
+
+        Raises:
+            EngineClosedError, QueueFullError: nothing was queued.
+        """
+        with self._changed:
+            if self._closing:
+                raise EngineClosedError("the engine is closed; make a new one to go on")
+            if len(self._waiting) + len(samples) > self._max_queue and self._waiting:
+                raise QueueFullError(
+                    f"{len(self._waiting)} samples are waiting and the queue holds {self._max_queue}; "
+                    "try again later, or raise max_queue"
+                )
+            self._waiting.extend(samples)
+            self._changed.notify()
+
+    def wake(self) -> None:
+        """Makes an idle worker look at cancellations."""
+        with self._changed:
+            self._changed.notify()
+
+    def stats(self) -> EngineStats:
+        with self._changed:
+            return EngineStats(
+                num_running=len(self._running),
+                num_waiting=len(self._waiting),
+                num_free_slots=len(self._state.slots(SlotStatus.FREE)),
+                num_cached_slots=len(self._state.slots(SlotStatus.CACHED)),
+                num_finished=self._num_finished,
+                num_steps=self._num_steps,
+                num_committed_tokens=self._num_committed,
+            )
+
+    def close(self) -> None:
+        """Ends all requests as cancelled and the thread. Idempotent."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    # ---------------------------------------------------------------- the loop
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while True:
+                with self._changed:
+                    while not (self._waiting or self._running or self._closing):
+                        self._changed.wait()
+                    if self._closing:
+                        break
+                self._guarded_turn()
+        self._end(lambda sample: (FinishReason.CANCELLED, None))
+
+    def _guarded_turn(self) -> None:
+        try:
+            self._turn()
+        except Exception as error:  # a bug of ours must end the requests, not hang their callers
+            logger.exception("the worker failed; all running requests end with an error")
+            failure = RequestFailedError(f"internal error: {type(error).__name__}: {error}")
+            self._end(lambda sample: (FinishReason.ERROR, failure) if sample.row is not None else None)
+
+    def _turn(self) -> None:
+        """One round: leave, join, catch up, step."""
+        now = time.monotonic()
+        self._end(lambda sample: _ended_from_outside(sample, now))
+        self._admit()
+        catch_up = CatchUp(self._executor, self._state, self._prefill_chunk)
+        ready: list[Sample] = []
+        for sample in list(self._running):
+            row = _row(sample)
+            try:
+                if catch_up.fits(self._router.target, row):
+                    ready.append(sample)
+            except RequestFailedError as error:
+                self._fail(sample, error)
+        if ready:
+            self._step(ready, self._plans(ready, catch_up))
+
+    def _end(self, verdict: Callable[[Sample], tuple[FinishReason, Exception | None] | None]) -> None:
+        """Ends every sample, waiting or running, for which `verdict` gives a reason."""
+        with self._changed:
+            ending = [(s, v) for s in (*self._waiting, *self._running) if (v := verdict(s)) is not None]
+            gone = {id(sample) for sample, _ in ending}
+            if gone:
+                self._waiting = deque(s for s in self._waiting if id(s) not in gone)
+        for sample, (reason, error) in ending:
+            sample.finish(reason, error)
+            self._retire(sample)
+
+    def _admit(self) -> None:
+        while True:
+            with self._changed:
+                if not self._waiting or len(self._running) >= self._state.num_slots:
+                    return
+                sample = self._waiting.popleft()
+                slot, reused = self._state.admit(sample.request.prompt_ids)
+                sample.admit(
+                    _new_row(sample, slot, self._state.tokens(slot), next(self._row_ids)), reused[self._router.target]
+                )
+                self._running.append(sample)
+
+    def _plans(self, ready: Sequence[Sample], catch_up: CatchUp) -> list[Plan]:
+        """Each row's plan for this step: no drafting before the first token, no level that still lags too far."""
+        rows = [_row(sample) for sample in ready]
+        views = [RowView(r.row_id, len(r.token_ids), r.remaining, r.sampler.params.temperature) for r in rows]
+        try:
+            plans = self._router.plans(views, [sample.request.plan for sample in ready])
+        except Exception:  # a third party's policy
+            logger.exception("the policy failed; this step decodes plainly")
+            plans = [self._router.target_only] * len(rows)
+        return [
+            catch_up.trimmed(plan, row) if sample.started else self._router.target_only
+            for sample, row, plan in zip(ready, rows, plans, strict=True)
+        ]
+
+    def _step(self, ready: Sequence[Sample], plans: Sequence[Plan]) -> None:
+        result = self._executor.step([_row(sample) for sample in ready], plans)
+        self._num_steps += 1
+        observations = []
+        for sample, outcome in zip(ready, result.outcomes, strict=True):
+            if outcome.error is not None:
+                self._fail(sample, outcome.error)
+            else:
+                observations.append(self._deliver(sample, outcome, result))
+        try:
+            self._router.observe(observations)
+        except Exception:  # a third party's policy
+            logger.exception("the policy could not learn from a step")
+
+    def _deliver(self, sample: Sample, outcome: RowOutcome, result: StepResult) -> Observation:
+        """Commits what the stop conditions leave of a step, and passes it on."""
+        row = outcome.row
+        taken, text = sample.accept(outcome.token_ids)
+        self._executor.commit(row, taken)
+        for trial in outcome.trials:
+            row.count(trial.lower, trial.proposed, trial.accepted, final=trial.upper == self._router.target)
+        self._num_committed += len(taken)
+        sample.emit(taken, text, sample.logprobs_of(taken, outcome.logits))
+        seconds = tuple(result.seconds_per_model.items())
+        error = self._call_back(sample, outcome, taken, result.seconds, seconds)
+        if sample.finish_reason is not None:
+            self._retire(sample)
+        elif error is not None:
+            self._fail(sample, error)
+        return Observation(row.row_id, outcome.plan, outcome.trials, len(taken), result.seconds, seconds)
+
+    def _call_back(
+        self,
+        sample: Sample,
+        outcome: RowOutcome,
+        taken: Sequence[int],
+        seconds: float,
+        seconds_per_model: tuple[tuple[str, float], ...],
+    ) -> CallbackError | None:
+        on_step = sample.request.on_step
+        if on_step is None:
+            return None
+        levels = []
+        for level in outcome.plan.levels[:-1]:
+            mine = [trial for trial in outcome.trials if trial.lower == level]
+            levels.append(LevelStep(level, sum(t.proposed for t in mine), sum(t.accepted for t in mine)))
+        info = StepInfo(sample.index, outcome.plan.levels, tuple(levels), tuple(taken), seconds, seconds_per_model)
+        try:
+            on_step(info)
+        except Exception as error:  # the user's code: its failure is this request's alone
+            return CallbackError(f"on_step raised {type(error).__name__}: {error}")
+        return None
+
+    def _fail(self, sample: Sample, error: Exception) -> None:
+        sample.finish(FinishReason.ERROR, error)
+        self._retire(sample)
+
+    def _retire(self, sample: Sample) -> None:
+        """The sample has ended: its slot is free, its completion is delivered."""
+        with self._changed:
+            if sample in self._running:
+                self._running.remove(sample)
+                slot = _row(sample).slot
+                if sample.finish_reason is FinishReason.ERROR:
+                    self._state.discard(slot)
+                else:
+                    self._state.release(slot)
+            self._num_finished += 1
+        sample.request.mailbox.put(sample.completion(self._guarantee, self._levels))
+
+
+def _ended_from_outside(sample: Sample, now: float) -> tuple[FinishReason, Exception | None] | None:
+    request: Request = sample.request
+    if request.cancelled.is_set():
+        return FinishReason.CANCELLED, None
+    if request.deadline is not None and now >= request.deadline:
+        return FinishReason.TIMEOUT, None
+    return None
+
+
+def _row(sample: Sample) -> Row:
+    assert sample.row is not None, "a sample without a slot took part in a step"
+    return sample.row
+
+
+def _new_row(sample: Sample, slot: int, tokens: list[int], row_id: int) -> Row:
+    request = sample.request
+    sampler = RowSampler(
+        request.params,
+        seed=request.seed,
+        sample=sample.index,
+        prompt_ids=request.prompt_ids,
+        end_ids=request.end_ids,
+        bad_words=request.bad_words,
+    )
+    return Row(
+        slot=slot,
+        token_ids=tokens,
+        num_prompt_tokens=len(tokens),
+        sampler=sampler,
+        max_length=min(request.max_length, len(tokens) + request.params.max_tokens),
+        end_ids=request.end_ids,
+        draft_sources=request.draft_sources,
+        row_id=row_id,
+    )

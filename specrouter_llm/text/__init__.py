@@ -1,0 +1,1 @@
+"""Text in and out: encoding prompts and chats, incremental detokenization, stop strings."""
