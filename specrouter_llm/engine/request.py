@@ -127,8 +127,11 @@ class Sample:
         self.request.mailbox.put(Delta(self.index, text, tuple(taken), values, self.finish_reason))
 
     def _rest(self) -> str:
-        """Text held back for a stop string or a character that never came; nothing after a stop string."""
-        return "" if isinstance(self._stop_reason, str) else self._stream.finish()
+        """Text held back for a stop string or a character that never came. It may turn out to hold a stop string."""
+        text = self._stream.finish()
+        if self._stream.hit is not None and self.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
+            self.finish_reason, self._stop_reason = FinishReason.STOP, self._stream.hit
+        return text
 
     # ---------------------------------------------------------------- the end
 

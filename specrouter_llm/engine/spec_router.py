@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, cast
 
+from torch import Tensor
+
 from specrouter_llm.config import EngineConfig, ModelSource
 from specrouter_llm.drafting.ngram import NgramProposer
 from specrouter_llm.drafting.proposer import Proposer
@@ -50,6 +52,7 @@ class SpecRouter:
         config: EngineConfig | None = None,
         proposers: Sequence[Proposer] | None = None,
         policy: Policy | None = None,
+        labels: Mapping[str, str] | None = None,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         """`runners` are ordered from the smallest drafter to the target; `max_context` counts prompt + output tokens."""
@@ -57,6 +60,8 @@ class SpecRouter:
         self.max_context = max_context
         self.target = target
         self.tokenizer = tokenizer
+        self.labels = {**{name: name for name in runners}, **(labels or {})}
+        """How reports call each model: a widened one says so."""
         self._eos_ids = frozenset(eos_token_ids)
         self._vocab_size = runners[target].vocab_size
         free = {p.name: p for p in (proposers if proposers is not None else [NgramProposer()])}
@@ -65,7 +70,8 @@ class SpecRouter:
         default = self._router.resolve(self.config.chain, self.config.windows, self.config.speculation or False)
         if default is not None:
             self._router.use(FixedPolicy(default))
-        state = StateManager(runners, self.config.max_batch, prefix_reuse=self.config.prefix_reuse)
+        self._runners = dict(runners)
+        self._state = state = StateManager(runners, self.config.max_batch, prefix_reuse=self.config.prefix_reuse)
         self.levels = (*free, *models)
         """Names of all levels that a chain may use, the target last."""
         self.guarantee: Guarantee = runners[target].guarantee
@@ -147,6 +153,7 @@ class SpecRouter:
                 config=settings,
                 proposers=proposers,
                 policy=policy,
+                labels={member.name: member.label for member in members},
                 on_close=pool.close,
             )
         except InvalidParameterError:
@@ -246,7 +253,33 @@ class SpecRouter:
         )
         return self._submit(request)
 
-    # ---------------------------------------------------------------- state
+    # ---------------------------------------------------------------- inspection
+
+    def encode(self, prompt: Prompt, *, tools: Sequence[Any] | None = None) -> list[int]:
+        """The token ids that a prompt becomes. Raises like `submit`."""
+        return self._encode_prompt(prompt, tools)
+
+    def target_logits(self, token_ids: Sequence[int]) -> Tensor:
+        """The target's raw logits [V] after these tokens, computed between two steps.
+
+        Raises:
+            RuntimeError: every slot is taken.
+        """
+
+        def compute() -> Tensor:
+            slot, _ = self._state.admit(token_ids)
+            try:
+                runner = self._runners[self.target]
+                return runner.forward([self._state.span(self.target, slot, (), 1)])[0].clone()
+            finally:
+                self._state.discard(slot)
+
+        return self._worker.call(compute)
+
+    @property
+    def dtype(self) -> str:
+        """What the target computes in: "float32", "bfloat16", ..."""
+        return self._runners[self.target].dtype
 
     @property
     def stats(self) -> EngineStats:

@@ -11,7 +11,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -28,6 +30,8 @@ from specrouter_llm.state.row import Row
 from specrouter_llm.types import FinishReason, Guarantee, LevelStep, StepInfo
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,7 @@ class Worker:
         self._changed = threading.Condition()
         self._waiting: deque[Sample] = deque()
         self._running: list[Sample] = []
+        self._calls: list[Callable[[], None]] = []
         self._row_ids = itertools.count()
         self._closing = False
         self._num_finished = self._num_steps = self._num_committed = 0
@@ -95,6 +100,27 @@ class Worker:
                 )
             self._waiting.extend(samples)
             self._changed.notify()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Runs a function in the worker's thread, between two steps, and returns or raises what it does.
+
+        Raises:
+            EngineClosedError: the engine is closed.
+        """
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        with self._changed:
+            if self._closing:
+                raise EngineClosedError("the engine is closed; make a new one to go on")
+            self._calls.append(run)
+            self._changed.notify()
+        return future.result()
 
     def wake(self) -> None:
         """Makes an idle worker look at cancellations."""
@@ -127,10 +153,14 @@ class Worker:
         with torch.inference_mode():
             while True:
                 with self._changed:
-                    while not (self._waiting or self._running or self._closing):
+                    while not (self._waiting or self._running or self._calls or self._closing):
                         self._changed.wait()
-                    if self._closing:
-                        break
+                    calls, self._calls = self._calls, []
+                    closing = self._closing
+                for call in calls:
+                    call()
+                if closing:
+                    break
                 self._guarded_turn()
         self._end(lambda sample: (FinishReason.CANCELLED, None))
 

@@ -22,7 +22,9 @@ _BATCH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 def model_class_of(name: str, config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class that `AutoModelForCausalLM` loads for `config`. Raises UnsupportedModelError if there is none."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnsupportedModelError(f"model {name!r}: {config.model_type!r} is not a causal language model of transformers")
+        raise UnsupportedModelError(
+            f"model {name!r}: {config.model_type!r} is not a causal language model of transformers"
+        )
     found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     classes = list(found) if isinstance(found, (list, tuple)) else [found]
     wanted = getattr(config, "architectures", None) or []

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import utils as hub_utils
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from specrouter_llm.errors import ModelLoadError, ModelNotFoundError, UnsafeModelError, UnsupportedModelError
 from specrouter_llm.pool.safety import pickle_message
-from specrouter_llm.pool.source import Checkpoint, rewrap
+from specrouter_llm.pool.source import Checkpoint, first_line, rewrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ def load_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(checkpoint.location, trust_remote_code=False, **checkpoint.hub_options)
     except Exception as error:
-        if isinstance(error, (KeyError, ValueError)) and "model type" in str(error) or kind is None:
+        if kind is None or (isinstance(error, (KeyError, ValueError)) and "model type" in str(error)):
             raise UnsupportedModelError(
                 f"model {checkpoint.name!r}: this version of transformers does not know model_type {kind!r} of its config.json"
             ) from None
@@ -88,10 +88,12 @@ def load_model(checkpoint: Checkpoint, config: PreTrainedConfig, plan: LoadPlan)
         )
     except Exception as error:
         if isinstance(error, OSError) and "safetensors" in str(error) and not checkpoint.weight_files:
-            raise UnsafeModelError(pickle_message(checkpoint.name, f"{checkpoint.location} has no safetensors")) from None
+            raise UnsafeModelError(
+                pickle_message(checkpoint.name, f"{checkpoint.location} has no safetensors")
+            ) from None
         if isinstance(error, OSError) and not checkpoint.is_local and not checkpoint.weight_files:
             raise ModelNotFoundError(
-                f"model {checkpoint.name!r}: its weights could not be fetched: {rewrap(checkpoint.name, 'loading', error)}"
+                f"model {checkpoint.name!r}: its weights could not be fetched: {first_line(error)}"
             ) from error
         raise rewrap(checkpoint.name, "loading the weights", error) from error
     _require_complete(checkpoint.name, info)
@@ -119,16 +121,16 @@ def _require_complete(name: str, info: Mapping[str, Any]) -> None:
 def quiet_transformers(progress: bool) -> Iterator[None]:
     """Silence the bars of transformers; with `progress` those of hub downloads, which may take long, stay."""
     was_enabled = transformers_logging.is_progress_bar_enabled()
-    downloads_shown = not hub_utils.are_progress_bars_disabled()
+    downloads_shown = not are_progress_bars_disabled()
     transformers_logging.disable_progress_bar()  # the hub's too
     if progress and downloads_shown:
-        hub_utils.enable_progress_bars()
+        enable_progress_bars()
     try:
         yield
     finally:
         if was_enabled:
             transformers_logging.enable_progress_bar()  # the hub's too
         if not downloads_shown:
-            hub_utils.disable_progress_bars()
+            disable_progress_bars()
         elif not was_enabled:
-            hub_utils.enable_progress_bars()
+            enable_progress_bars()

@@ -1,4 +1,4 @@
-"""What a quantisation config means for the engine: does a row's result depend on its batch-mates, and how small are the weights.
+"""What a quantisation config means: does a row's result depend on its batch-mates, and how small are the weights.
 
 A drafter may be quantised in any way: its proposals are verified. For the target, scales that are computed from the whole
 batch of activations at run time would let one request change another's logits. Scales that were fixed at calibration do not.
@@ -53,7 +53,9 @@ def stored_bits(quantization: Any) -> int | None:
         if isinstance(content.get(key), int):
             return int(content[key])
     text = f"{content.get('weights', '')} {content.get('quant_type', '')} {content.get('quant_method', '')}".lower()
-    return next((bits for bits in (4, 8) if f"int{bits}" in text or f"fp{bits}" in text or f"float{bits}" in text), None)
+    return next(
+        (bits for bits in (4, 8) if f"int{bits}" in text or f"fp{bits}" in text or f"float{bits}" in text), None
+    )
 
 
 def _as_mapping(quantization: Any) -> Mapping[str, Any]:

@@ -23,9 +23,13 @@ _CONVERT = (
 def check_options(name: str, options: Mapping[str, Any]) -> None:
     """Refuse loading options that switch a protection off. Raises UnsafeModelError."""
     if options.get("trust_remote_code"):
-        raise UnsafeModelError(f"model {name!r}: trust_remote_code=True is refused; code from a repository is never run")
+        raise UnsafeModelError(
+            f"model {name!r}: trust_remote_code=True is refused; code from a repository is never run"
+        )
     if options.get("use_safetensors") is False:
-        raise UnsafeModelError(f"model {name!r}: use_safetensors=False is refused; pickled weights can run code. {_CONVERT}")
+        raise UnsafeModelError(
+            f"model {name!r}: use_safetensors=False is refused; pickled weights can run code. {_CONVERT}"
+        )
     if options.get("weights_only") is False:
         raise UnsafeModelError(f"model {name!r}: weights_only=False is refused; it would unpickle arbitrary objects")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from specrouter_llm.config import WideShape
@@ -27,7 +28,9 @@ _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
 
 def parse_parameters(value: int | str) -> int:
     """A number of parameters: an int, or text such as "150M" or "1.1B". Raises InvalidParameterError."""
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMBkmb]?)\s*", str(value)) if not isinstance(value, bool) else None
+    match = (
+        re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMBkmb]?)\s*", str(value)) if not isinstance(value, bool) else None
+    )
     if match is None or float(match[1]) <= 0:
         raise InvalidParameterError(f"a number of parameters must be an int or text such as '150M', got {value!r}")
     return round(float(match[1]) * _FACTORS[match[2].upper()])
@@ -41,17 +44,38 @@ def format_parameters(count: int) -> str:
     return str(count)
 
 
+@dataclass(frozen=True, slots=True)
+class _Counter:
+    """Counts parameters of one config in any shape; reading a config object thousands of times would take seconds."""
+
+    head_dim: int
+    embeddings_per_width: int
+    attention_bias: bool
+    mlp_bias: bool
+
+    @classmethod
+    def of(cls, config: PreTrainedConfig) -> _Counter:
+        return cls(
+            head_dim=head_dim_of(config),
+            embeddings_per_width=config.vocab_size * (1 if config.tie_word_embeddings else 2),
+            attention_bias=bool(getattr(config, "attention_bias", False)),
+            mlp_bias=bool(getattr(config, "mlp_bias", False)),
+        )
+
+    def count(self, shape: WideShape) -> int:
+        width = shape.hidden_size
+        queries, keys = shape.num_heads * self.head_dim, shape.num_kv_heads * self.head_dim
+        layer = width * (2 * queries + 2 * keys + 3 * shape.intermediate_size + 2)
+        if self.attention_bias:
+            layer += queries + 2 * keys + width
+        if self.mlp_bias:
+            layer += 2 * shape.intermediate_size + width
+        return self.embeddings_per_width * width + shape.num_layers * layer + width
+
+
 def parameters_of(config: PreTrainedConfig, shape: WideShape) -> int:
     """Number of parameters that a Llama `config` (its vocabulary, head size, biases, tying) has in `shape`."""
-    width, size = shape.hidden_size, head_dim_of(config)
-    queries, keys = shape.num_heads * size, shape.num_kv_heads * size
-    layer = width * (2 * queries + 2 * keys + 3 * shape.intermediate_size + 2)
-    if getattr(config, "attention_bias", False):
-        layer += queries + 2 * keys + width
-    if getattr(config, "mlp_bias", False):
-        layer += 2 * shape.intermediate_size + width
-    embeddings = config.vocab_size * width * (1 if config.tie_word_embeddings else 2)
-    return int(embeddings + shape.num_layers * layer + width)
+    return _Counter.of(config).count(shape)
 
 
 def shape_for(config: PreTrainedConfig, num_parameters: int | str) -> WideShape:
@@ -61,42 +85,41 @@ def shape_for(config: PreTrainedConfig, num_parameters: int | str) -> WideShape:
     larger already or no shape comes close, UnsupportedModelError for anything but Llama.
     """
     wanted = parse_parameters(num_parameters)
-    own = shape_of(config)
-    own_count = parameters_of(config, own)
-    if own_count > wanted * (1 + TOLERANCE):
+    counter, own = _Counter.of(config), shape_of(config)
+    if counter.count(own) > wanted * (1 + TOLERANCE):
         raise InvalidParameterError(
-            f"widen: the model has {own_count} parameters, more than the {wanted} asked for; it can only grow"
+            f"widen: the model has {counter.count(own)} parameters, more than the {wanted} asked for; it can only grow"
         )
-    best = min(_candidates(config, own, wanted), key=lambda shape: _strangeness(config, shape, wanted), default=None)
+    best = min(_candidates(counter, own, wanted), key=lambda shape: _strangeness(counter, shape, wanted), default=None)
     if best is None:
         raise InvalidParameterError(f"widen: no larger shape of this model has about {wanted} parameters")
     return best
 
 
-def _candidates(config: PreTrainedConfig, own: WideShape, wanted: int) -> Iterator[WideShape]:
+def _candidates(counter: _Counter, own: WideShape, wanted: int) -> Iterator[WideShape]:
     """Shapes within the tolerance; the MLP's size is what fills up the count for each width and depth."""
-    if abs(parameters_of(config, own) - wanted) <= TOLERANCE * wanted:
+    if abs(counter.count(own) - wanted) <= TOLERANCE * wanted:
         yield own
     group = own.num_heads // own.num_kv_heads
-    step = head_dim_of(config) * group
-    width = -(-max(own.hidden_size, own.num_heads * head_dim_of(config)) // step) * step
-    while config.vocab_size * width < wanted and width * width < wanted:
-        heads = width // head_dim_of(config)
-        for layers in range(own.num_layers, max(own.num_layers, width // 16) + 1):
-            bare = WideShape(width, layers, 0, heads, heads // group)
-            per_unit = parameters_of(config, WideShape(width, layers, 1, heads, heads // group)) - parameters_of(config, bare)
-            units = round((wanted - parameters_of(config, bare)) / per_unit / 32) * 32
-            shape = WideShape(width, layers, max(units, own.intermediate_size), heads, heads // group)
-            if units > 0 and abs(parameters_of(config, shape) - wanted) <= TOLERANCE * wanted:
+    step = counter.head_dim * group
+    width = -(-max(own.hidden_size, own.num_heads * counter.head_dim) // step) * step
+    while counter.embeddings_per_width * width < wanted and width * width < wanted:
+        heads = width // counter.head_dim
+        for layers in range(max(own.num_layers, width // 192), max(own.num_layers + 2, width // 48) + 1):
+            bare = counter.count(WideShape(width, layers, 0, heads, heads // group))
+            per_unit = counter.count(WideShape(width, layers, 1, heads, heads // group)) - bare
+            units = max(round((wanted - bare) / per_unit / 32) * 32, own.intermediate_size)
+            shape = WideShape(width, layers, units, heads, heads // group)
+            if abs(counter.count(shape) - wanted) <= TOLERANCE * wanted:
                 yield shape
         width += step
 
 
-def _strangeness(config: PreTrainedConfig, shape: WideShape, wanted: int) -> float:
+def _strangeness(counter: _Counter, shape: WideShape, wanted: int) -> float:
     """How far `shape` is from the proportions of real families; a miss of the count weighs as well."""
     aspect = math.log(shape.hidden_size / shape.num_layers / _WIDTH_PER_LAYER)
     units = math.log(shape.intermediate_size / shape.hidden_size / _UNITS_PER_WIDTH)
-    miss = abs(parameters_of(config, shape) - wanted) / wanted
+    miss = abs(counter.count(shape) - wanted) / wanted
     return abs(aspect) + 2 * abs(units) + 2 * miss
 
 

@@ -90,7 +90,9 @@ def _local_folder(spec: ModelSpec, name: str) -> Path | None:
     if path.is_dir():
         return path
     if path.is_file():
-        raise ModelNotFoundError(f"model {name!r}: {path} is a file; pass the folder that holds config.json and safetensors")
+        raise ModelNotFoundError(
+            f"model {name!r}: {path} is a file; pass the folder that holds config.json and safetensors"
+        )
     if isinstance(source, Path) or _looks_like_path(source):
         raise ModelNotFoundError(f"model {name!r}: there is no folder {path.absolute()}")
     return None
@@ -121,8 +123,7 @@ def _not_found_message(location: str, hub_options: Mapping[str, Any], error: Exc
             f"{message}it is not in the local Hugging Face cache ({constants.HF_HUB_CACHE}); nothing is downloaded in "
             "offline mode (HF_HUB_OFFLINE=1 or local_files_only=True)"
         )
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return f"{message}the Hugging Face hub did not provide it: {reason}"
+    return f"{message}the Hugging Face hub did not provide it: {first_line(error)}"
 
 
 def _find(location: str, folder: Path | None, file_name: str, hub_options: Mapping[str, Any]) -> Path | None:
@@ -150,9 +151,13 @@ def _read_json(name: str, path: Path) -> dict[str, Any]:
     return content
 
 
+def first_line(error: Exception) -> str:
+    """The first line that says something of an error's message; libraries add whole paragraphs."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def rewrap(name: str, action: str, error: Exception) -> SpecRouterError:
     """`error` of a library as a ModelLoadError in one line; errors of this package pass unchanged."""
     if isinstance(error, SpecRouterError):
         return error
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return ModelLoadError(f"model {name!r}: {action} failed: {type(error).__name__}: {reason}")
+    return ModelLoadError(f"model {name!r}: {action} failed: {type(error).__name__}: {first_line(error)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def stored_dtype(config: PreTrainedConfig, weight_files: Sequence[Path]) -> torc
 def empty_model(config: PreTrainedConfig, model_class: type[PreTrainedModel], dtype: torch.dtype) -> PreTrainedModel:
     """The model of `config` on the `meta` device: every shape, no memory. Takes well below a second for large models."""
     with torch.device("meta"):
-        return model_class._from_config(config, dtype=dtype)
+        return model_class._from_config(copy.deepcopy(config), dtype=dtype)  # it writes the dtype into its config
 
 
 def count_weights(model: PreTrainedModel, quantization: Any = None, weight_files: Sequence[Path] = ()) -> WeightCount:

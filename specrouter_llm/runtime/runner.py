@@ -26,6 +26,8 @@ class Runner(Protocol):
     """Width of the logits; no larger token id may be fed."""
     context_length: int
     """No larger position may be fed."""
+    dtype: str
+    """What the weights are stored in: "float32", "bfloat16", ..."""
     guarantee: Guarantee
 
     def forward(self, spans: Sequence[Span]) -> Tensor:
@@ -53,6 +55,7 @@ class EagerRunner:
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
         model.set_attn_implementation(ATTENTION_NAME)
         self._model = model
+        self.dtype = str(model.dtype).removeprefix("torch.")
         self._device = model.get_input_embeddings().weight.device
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._cache = SlotCache(config.num_hidden_layers, num_slots, context_length)

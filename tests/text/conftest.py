@@ -18,7 +18,7 @@ TEMPLATE = (
     "{% for t in m.tool_calls or [] %}<tool_call>{{ t | tojson }}{% endfor %}<|end|>\n{% endfor %}"
     "{{ note or '' }}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>>"]
 
 
 def wrap(backend: Backend) -> PreTrainedTokenizerFast:
@@ -32,7 +32,7 @@ def wrap(backend: Backend) -> PreTrainedTokenizerFast:
 def byte_level() -> PreTrainedTokenizerFast:
     tokens = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     # Merges that end in the middle of a character: "中" is E4 B8 AD, which the alphabet writes as "ä", "¸", "Ń".
-    merges = [("h", "i"), ("Ġ", "hi"), ("ä", "¸"), ("Ń", "ä"), ("Ġ", "ä")]
+    merges = [("h", "i"), ("Ġ", "hi"), ("ä", "¸"), ("Ń", "ä"), ("Ġ", "ä"), (">", ">")]
     vocab = {token: i for i, token in enumerate([*tokens, *("".join(pair) for pair in merges)])}
     backend = Backend(models.BPE(vocab=vocab, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,10 +1,16 @@
 """Incremental detokenization adds up to plain decoding, whatever the ids are."""
 
+import random
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from specrouter_llm.text.detokenizer import Detokenizer
+from specrouter_llm.text.tokenizer import Tokenizer
 
 PROPERTY = settings(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -123,6 +129,46 @@ def test_only_a_valid_open_run_is_tentative(tokenizers):
         detokenizer.push(vocab[token])
         seen.append(detokenizer.tentative())
     assert seen == ["", "\n", "", "\né", ""]
+
+
+def test_every_run_is_tentative_anew(tokenizers):
+    """How many byte tokens earlier runs had does not matter."""
+    tokenizer = tokenizers["sentencepiece"]
+    vocab = tokenizer.get_vocab()
+    detokenizer = Detokenizer(tokenizer)
+    for token in ["<0x0A>", "a"] * 50:
+        detokenizer.push(vocab[token])
+    detokenizer.push(vocab["<0x0A>"])
+    assert detokenizer.tentative() == "\n"
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        decoders.WordPiece("##", cleanup=True),
+        decoders.WordPiece("##", cleanup=False),
+        decoders.BPEDecoder("</w>"),
+        decoders.Metaspace(),
+        decoders.Sequence([decoders.Metaspace(), decoders.ByteFallback(), decoders.Fuse()]),
+        decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]),
+        decoders.Fuse(),
+        None,
+    ],
+    ids=str,
+)
+def test_pieces_add_up_for_other_decoders(decoder):
+    """Decoders that join words with spaces, or change the first or the last token, need no more than the window."""
+    tokens = ["a", "##b", "##", ".", "n't", "c</w>", "▁", "▁d", "▁▁", " ", "<0x0A>", "<0xE4>", "\ufffd", "[UNK]"]
+    backend = Backend(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    if decoder is not None:
+        backend.decoder = decoder
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
+    draw = random.Random(0)
+    for _ in range(300):
+        tail = draw.choices(range(len(tokens)), k=draw.randrange(4))
+        output = draw.choices(range(len(tokens)), k=draw.randrange(30))
+        assert "".join(pieces_of(tokenizer, [], output)) == tokenizer.decode(output)
+        assert "".join(pieces_of(tokenizer, tail, output)) == beyond(tokenizer, tail, output)
 
 
 @pytest.mark.parametrize("name", ["byte_level", "sentencepiece"])

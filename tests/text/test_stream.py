@@ -75,6 +75,7 @@ def test_held_text_of_unchecked_tokens_is_exempt(tokenizers):
     newline, a = vocab["<0x0A>"], vocab["a"]
     assert run(TextStream(tokenizer, [], ["\n"]), [newline, a, newline], min_tokens=1) == ("\na", "\n", 3)
     assert run(TextStream(tokenizer, [], ["\n"]), [newline, newline], min_tokens=1) == ("\n", "\n", 2)
+    assert run(TextStream(tokenizer, [], ["\n\n"]), [newline, newline], min_tokens=1) == ("\n\n", None, None)
     assert run(TextStream(tokenizer, [], ["\n"]), [a, newline], min_tokens=2) == ("a\n", None, None)
 
 

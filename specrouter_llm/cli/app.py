@@ -1,0 +1,145 @@
+"""Subcommands and their options. The work is done in the modules named after the commands, imported when they run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from specrouter_llm import __version__
+from specrouter_llm.cli.options import PoolOptions, split
+
+app = typer.Typer(
+    help="Lossless speculative decoding as a routing problem.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+Target = Annotated[str, typer.Option("--target", "-t", help="Model name, local folder, or 'demo' (embedded).")]
+Drafts = Annotated[
+    list[str] | None, typer.Option("--draft", "-d", help="A smaller model with the same vocabulary; may be repeated.")
+]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64 or auto.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Widen = Annotated[
+    str | None, typer.Option(help="Run the same function in a larger shape, for example 150M; reports say 'widened'.")
+]
+Chain = Annotated[str | None, typer.Option(help="Levels, lowest first, separated by commas: ngram,demo/draft.")]
+Windows = Annotated[str | None, typer.Option(help="Tokens each level below the target offers: 8,4.")]
+Budget = Annotated[str | None, typer.Option(help="Memory for weights and caches of the whole pool: 20GiB.")]
+MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
+Seed = Annotated[int | None, typer.Option(help="Makes a sampled answer reproducible.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Lossless speculative decoding as a routing problem."""
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt; '-' reads standard input.")],
+    target: Target = "demo",
+    drafts: Drafts = None,
+    chain: Chain = None,
+    windows: Windows = None,
+    speculation: Annotated[bool, typer.Option(help="Whether to draft at all.")] = True,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    document: Annotated[list[Path] | None, typer.Option(help="A text file the answer may quote.")] = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 keeps all.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the answer.")] = None,
+    seed: Seed = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    widen: Widen = None,
+    memory_budget: Budget = None,
+    as_json: Json = False,
+) -> None:
+    """Answer one prompt, streamed."""
+    from specrouter_llm.cli.generate import run
+
+    run(
+        prompt,
+        PoolOptions(target, drafts, dtype, device, widen, memory_budget),
+        chain=split(chain),
+        windows=[int(window) for window in split(windows) or []] or None,
+        speculation=speculation,
+        raw=raw,
+        system=system,
+        documents=document or [],
+        sampling={
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "stop": tuple(stop or ()),
+            "seed": seed,
+        },
+        as_json=as_json,
+    )
+
+
+@app.command()
+def demo(
+    widen: Annotated[str, typer.Option(help="The larger shape of the second half; 'none' leaves it out.")] = "150M",
+    max_tokens: MaxTokens = 96,
+    as_json: Json = False,
+) -> None:
+    """Three answers, target-only beside speculative, on the embedded family as it is and widened."""
+    from specrouter_llm.cli.demo import run
+
+    raise typer.Exit(run(None if widen == "none" else widen, max_tokens=max_tokens, as_json=as_json))
+
+
+@app.command()
+def verify(
+    target: Target = "demo",
+    drafts: Drafts = None,
+    prompts: Annotated[Path | None, typer.Option(help="JSONL or text file; some built-in prompts by default.")] = None,
+    limit: Annotated[int, typer.Option(help="Number of prompts.")] = 20,
+    chains: Annotated[list[str] | None, typer.Option("--chain", help="Only this chain; may be repeated.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
+    max_tokens: MaxTokens = 64,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    batch: Annotated[int, typer.Option(help="Rows decoded together.")] = 8,
+    epsilon: Annotated[float | None, typer.Option(help="Largest logit difference put down to rounding.")] = None,
+    transformers: Annotated[
+        bool, typer.Option("--transformers", help="Also compare with transformers' generate.")
+    ] = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    widen: Widen = None,
+    memory_budget: Budget = None,
+    as_json: Json = False,
+) -> None:
+    """Compare every chain with plain decoding on your models and prompts. Status 1 if anything but near-ties differs."""
+    from specrouter_llm.cli.verify import run
+
+    raise typer.Exit(
+        run(
+            PoolOptions(target, drafts, dtype, device, widen, memory_budget),
+            prompts=prompts,
+            limit=limit,
+            chains=[split(chain) or [] for chain in chains] if chains else None,
+            raw=raw,
+            sampling={"max_tokens": max_tokens, "temperature": temperature, "seed": seed},
+            batch=batch,
+            epsilon=epsilon,
+            with_transformers=transformers,
+            as_json=as_json,
+        )
+    )
