@@ -45,25 +45,25 @@ def _chat(text: str) -> list[ChatMessage]:
 TASKS = (
     Task(
         "chain of thought",
-        _chat("Tom buys 4 boxes of pencils. Each box holds 12 pencils. How many pencils does Tom have in all?"),
+        _chat("Sam buys 3 boxes of stickers. Each box holds 8 stickers. How many stickers does Sam have in all?"),
         ("demo/draft",),
         (3,),
     ),
     Task(
-        "question over documents",
+        "documents",
         [
             {"role": "system", "content": "Answer the question using only the context."},
             *_chat(
                 "Context:\n"
                 + "\n".join(f"[{i}] {text}" for i, text in enumerate(_DOCUMENTS, 1))
-                + "\n\nQuestion: Quote the first passage."
+                + "\n\nQuestion: Where does Anna work?"
             ),
         ],
         ("ngram",),
         (8,),
         _DOCUMENTS,
     ),
-    Task("story, sampled at T = 1", _chat("Tell me a short story."), ("demo/draft",), (3,), (), 1.0),
+    Task("story at T = 0.7", _chat("Tell me a short story."), ("demo/draft",), (3,), (), 0.7),
 )
 
 
@@ -126,7 +126,7 @@ def _show_task(engine: SpecRouter, task: Task, label: str, console: Console, max
             chosen: dict[str, Any] = {"speculation": False}
             if side:
                 chosen = {"chain": task.chain, "windows": task.windows, "draft_sources": task.documents}
-            handle = engine.stream(task.prompt, max_tokens=max_tokens, temperature=task.temperature, seed=7, **chosen)
+            handle = engine.stream(task.prompt, max_tokens=max_tokens, temperature=task.temperature, seed=3, **chosen)
             for delta in handle:
                 texts[side] += delta.text
                 if console.is_terminal:
@@ -149,14 +149,15 @@ def _table(pairs: Sequence[Pair]) -> Table:
     for pair in pairs:
         stages = pair.speculative.stats.chain[:-1]
         table.add_row(
-            pair.target,
+            pair.target.removeprefix("demo/"),
             pair.title,
             str(len(pair.plain.token_ids)),
             "yes" if pair.identical else "NO",
             f"{pair.plain.timings.tokens_per_second:.0f}",
             f"{pair.speculative.timings.tokens_per_second:.0f}",
             f"{pair.speedup:.2f}",
-            ", ".join(f"{s.model} {s.accepted}/{s.proposed}" for s in stages) or "nothing drafted",
+            ", ".join(f"{s.model.removeprefix('demo/')} {s.accepted}/{s.proposed}" for s in stages)
+            or "nothing drafted",
         )
     return table
 

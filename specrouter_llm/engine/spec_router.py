@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
-import threading
-import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
@@ -16,20 +13,20 @@ from specrouter_llm.config import EngineConfig, ModelSource
 from specrouter_llm.drafting.ngram import NgramProposer
 from specrouter_llm.drafting.proposer import Proposer
 from specrouter_llm.engine.handle import Handle
+from specrouter_llm.engine.intake import Intake, RequestOptions, with_changes
 from specrouter_llm.engine.request import Request, Sample
 from specrouter_llm.engine.worker import EngineStats, Worker
-from specrouter_llm.errors import ContextOverflowError, InvalidParameterError, InvalidPromptError, QueueFullError
+from specrouter_llm.errors import InvalidParameterError, QueueFullError
 from specrouter_llm.executor import Executor
 from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.router import ChainRouter
 from specrouter_llm.runtime.runner import EagerRunner, Runner
-from specrouter_llm.sampling.params import MAX_SEED, SamplingParams
-from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.scheduling.policy import FixedPolicy, Policy
 from specrouter_llm.state.manager import StateManager
 from specrouter_llm.text.stream import TextStream
 from specrouter_llm.text.tokenizer import Tokenizer
-from specrouter_llm.types import ChatMessage, Completion, Guarantee, Prompt, StepInfo
+from specrouter_llm.types import Completion, Guarantee, Prompt, StepInfo
 
 
 class SpecRouter:
@@ -62,8 +59,6 @@ class SpecRouter:
         self.tokenizer = tokenizer
         self.labels = {**{name: name for name in runners}, **(labels or {})}
         """How reports call each model: a widened one says so."""
-        self._eos_ids = frozenset(eos_token_ids)
-        self._vocab_size = runners[target].vocab_size
         free = {p.name: p for p in (proposers if proposers is not None else [NgramProposer()])}
         models = [*(name for name in runners if name != target), target]
         self._router = ChainRouter(models, free, policy=policy)
@@ -84,7 +79,13 @@ class SpecRouter:
             max_queue=self.config.max_queue,
             prefill_chunk=self.config.prefill_chunk,
         )
-        self._encoding = threading.Lock()  # fast tokenizers do not like to be configured by two threads at once
+        self._intake = Intake(
+            self._router,
+            tokenizer,
+            vocab_size=runners[target].vocab_size,
+            eos_ids=frozenset(eos_token_ids),
+            max_context=max_context,
+        )
         self._closer = weakref.finalize(self, _shut_down, self._worker, list(runners.values()), on_close)
 
     @classmethod
@@ -173,7 +174,7 @@ class SpecRouter:
         Raises:
             InvalidParameterError: before anything runs.
         """
-        requests = self._requests(prompts, params, options)
+        requests = self._intake.requests(prompts, params, options)
         handles: list[Handle] = []
         for request in requests:
             waited = 0
@@ -187,7 +188,7 @@ class SpecRouter:
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **options: Any
     ) -> list[Completion]:
         """`generate` without blocking the event loop; cancelling the task cancels its requests."""
-        requests = self._requests(prompts, params, options)
+        requests = self._intake.requests(prompts, params, options)
         handles: list[Handle] = []
         try:
             for request in requests:
@@ -241,23 +242,23 @@ class SpecRouter:
             InvalidParameterError, InvalidPromptError, ContextOverflowError: nothing was queued.
             QueueFullError, EngineClosedError: nothing was queued.
         """
-        request = self._request(
-            0,
-            prompt,
-            _with_changes(params, sampling),
-            self._router.resolve(chain, windows, speculation),
-            sources=[*draft_sources, *([prediction] if prediction is not None else [])],
+        options = RequestOptions(
+            chain=chain,
+            windows=windows,
+            speculation=speculation,
+            draft_sources=draft_sources,
+            prediction=prediction,
             timeout=timeout,
             on_step=on_step,
             tools=tools,
         )
-        return self._submit(request)
+        return self._submit(self._intake.request(prompt, with_changes(params, sampling), options))
 
     # ---------------------------------------------------------------- inspection
 
     def encode(self, prompt: Prompt, *, tools: Sequence[Any] | None = None) -> list[int]:
         """The token ids that a prompt becomes. Raises like `submit`."""
-        return self._encode_prompt(prompt, tools)
+        return self._intake.encode(prompt, tools)
 
     def target_logits(self, token_ids: Sequence[int]) -> Tensor:
         """The target's raw logits [V] after these tokens, computed between two steps.
@@ -302,98 +303,6 @@ class SpecRouter:
     ) -> None:
         self.close()
 
-    # ---------------------------------------------------------------- requests
-
-    def _requests(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None, options: Mapping[str, Any]
-    ) -> list[Request]:
-        """All requests of one call, every one checked before the first is queued."""
-        named = {name: options[name] for name in _REQUEST_OPTIONS if name in options}
-        sampling = _with_changes(params, {k: v for k, v in options.items() if k not in named})
-        plan = self._router.resolve(
-            named.pop("chain", None), named.pop("windows", None), named.pop("speculation", None)
-        )
-        prediction = named.pop("prediction", None)
-        sources = [*named.pop("draft_sources", ()), *([prediction] if prediction is not None else [])]
-        return [
-            self._request(index, prompt, sampling, plan, sources=sources, **named)
-            for index, prompt in enumerate(_as_batch(prompts))
-        ]
-
-    def _request(
-        self,
-        index: int,
-        prompt: Prompt,
-        params: SamplingParams,
-        plan: Plan | None,
-        *,
-        sources: Sequence[str | Sequence[int]] = (),
-        timeout: float | None = None,
-        on_step: Callable[[StepInfo], None] | None = None,
-        tools: Sequence[Any] | None = None,
-    ) -> Request:
-        if timeout is not None and not timeout > 0:
-            raise InvalidParameterError(f"timeout must be a positive number of seconds, got {timeout!r}")
-        if (params.stop or any(isinstance(word, str) for word in params.bad_words)) and self.tokenizer is None:
-            raise InvalidParameterError("stop strings and bad words need a tokenizer, and this engine has none")
-        prompt_ids = self._encode_prompt(prompt, tools)
-        eos_ids = frozenset() if params.ignore_eos else self._eos_ids
-        return Request(
-            prompt_index=index,
-            prompt_ids=prompt_ids,
-            params=params,
-            seed=params.seed if params.seed is not None else secrets.randbelow(MAX_SEED),
-            plan=plan,
-            draft_sources=[self._encode_source(source) for source in sources],
-            bad_words=self._bad_words(params),
-            end_ids=eos_ids | frozenset(params.stop_token_ids),
-            eos_ids=eos_ids,
-            max_length=self.max_context,
-            deadline=time.monotonic() + timeout if timeout is not None else None,
-            on_step=on_step,
-        )
-
-    def _encode_prompt(self, prompt: Prompt, tools: Sequence[Any] | None) -> list[int]:
-        if isinstance(prompt, str):
-            ids = self._require_tokenizer("text prompts").encode(prompt) if prompt else []
-        elif _is_chat(prompt):
-            with self._encoding:
-                ids = self._require_tokenizer("chats").encode_chat(cast("list[ChatMessage]", prompt), tools=tools)
-        elif isinstance(prompt, Sequence) and all(isinstance(i, int) and not isinstance(i, bool) for i in prompt):
-            ids = cast("list[int]", list(prompt))
-        else:
-            raise InvalidPromptError(
-                f"a prompt is text, a list of token ids or a list of chat messages, got {type(prompt).__name__}"
-            )
-        if not ids:
-            raise InvalidPromptError("the prompt is empty; give at least one token")
-        wrong = next((i for i in ids if not 0 <= i < self._vocab_size), None)
-        if wrong is not None:
-            raise InvalidPromptError(f"token id {wrong} is outside the target's vocabulary of {self._vocab_size}")
-        if len(ids) >= self.max_context:
-            raise ContextOverflowError(
-                f"the prompt has {len(ids)} tokens and this engine's context is {self.max_context} tokens, prompt and "
-                "answer together; shorten the prompt, or raise max_context if the model and the memory budget allow"
-            )
-        return ids
-
-    def _encode_source(self, source: str | Sequence[int]) -> Sequence[int]:
-        if not isinstance(source, str):
-            return source
-        return self._require_tokenizer("text sources").encode_document(source)
-
-    def _bad_words(self, params: SamplingParams) -> Sequence[Sequence[int]]:
-        if not params.bad_words:
-            return ()
-        if self.tokenizer is None:
-            return [word for word in params.bad_words if not isinstance(word, str)]
-        return self.tokenizer.words_to_ids(params.bad_words)
-
-    def _require_tokenizer(self, what: str) -> Tokenizer:
-        if self.tokenizer is None:
-            raise InvalidPromptError(f"{what} need a tokenizer, and the target came without one; give token ids")
-        return self.tokenizer
-
     # ---------------------------------------------------------------- queueing
 
     def _submit(self, request: Request) -> Handle:
@@ -419,18 +328,6 @@ class SpecRouter:
             raise
 
 
-_REQUEST_OPTIONS = (
-    "chain",
-    "windows",
-    "speculation",
-    "draft_sources",
-    "prediction",
-    "timeout",
-    "on_step",
-    "tools",
-)
-
-
 def _shut_down(worker: Worker, runners: Sequence[Runner], on_close: Callable[[], None] | None) -> None:
     worker.close()
     for runner in runners:
@@ -445,30 +342,3 @@ def _engine_config(options: Mapping[str, Any]) -> EngineConfig:
         known = ", ".join(sorted(EngineConfig.__dataclass_fields__))
         raise InvalidParameterError(f"unknown engine option {unknown[0]!r}; known: {known}")
     return EngineConfig(**options)
-
-
-def _with_changes(params: SamplingParams | None, changes: Mapping[str, Any]) -> SamplingParams:
-    if params is None:
-        return SamplingParams(**changes)
-    if not isinstance(params, SamplingParams):
-        raise InvalidParameterError(f"params must be SamplingParams, got {type(params).__name__}")
-    return params.replace(**changes) if changes else params
-
-
-def _is_chat(prompt: object) -> bool:
-    return isinstance(prompt, Sequence) and bool(prompt) and all(isinstance(m, Mapping) for m in prompt)
-
-
-def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt, or many, as a list of prompts."""
-    if isinstance(prompts, str) or _is_chat(prompts):
-        return [cast("Prompt", prompts)]
-    if not isinstance(prompts, Sequence):
-        raise InvalidPromptError(
-            f"prompts are text, token ids, chat messages, or a list of them; got {type(prompts).__name__}"
-        )
-    if not prompts:
-        raise InvalidPromptError("there is no prompt: the list is empty")
-    if all(isinstance(item, int) for item in prompts):
-        return [cast("Prompt", prompts)]
-    return [cast("Prompt", prompt) for prompt in prompts]

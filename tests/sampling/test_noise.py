@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from specrouter_llm.sampling.noise import gumbel, row_keys
 
+STEADY = settings(deadline=None, derandomize=True)
 IDS = [0, 1, 31_999, 151_935]
 # (seed, sample, position) -> the 24 bits behind the noise at IDS, and the noise. Changing these changes every seeded
 # answer that was ever given: it needs a new major version, not a new test vector.
@@ -79,12 +80,14 @@ def test_the_bits_are_frozen(key):
     assert drawn.tolist() == pytest.approx(values, rel=1e-13, abs=1e-15)
 
 
+@STEADY
 @given(key=KEYS, ids=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=40))
 def test_bits_agree_with_an_independent_implementation(key, ids):
     """At any key and any ids the integer bits equal those of the hash written in NumPy uint32."""
     assert bits_of(noise(*key, ids)).tolist() == reference_bits(*key, ids).tolist()
 
 
+@STEADY
 @given(key=KEYS, ids=st.lists(st.integers(0, 31_999), min_size=1, max_size=20))
 def test_a_subset_of_ids_reads_the_full_row(key, ids):
     """Noise at a few ids is bit for bit what the row of the whole vocabulary holds there."""

@@ -1,0 +1,165 @@
+"""The intake: from what a caller hands over to a checked, encoded request. Nothing runs before all of it is right."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, cast
+
+from specrouter_llm.engine.request import Request
+from specrouter_llm.errors import ContextOverflowError, InvalidParameterError, InvalidPromptError
+from specrouter_llm.router import ChainRouter
+from specrouter_llm.sampling.params import MAX_SEED, SamplingParams
+from specrouter_llm.text.tokenizer import Tokenizer
+from specrouter_llm.types import ChatMessage, Prompt, StepInfo
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """What a call may say about a request beside how its tokens are chosen. See `SpecRouter.submit`."""
+
+    chain: Sequence[str] | None = None
+    windows: Sequence[int] | None = None
+    speculation: bool | None = None
+    draft_sources: Sequence[str | Sequence[int]] = ()
+    prediction: str | Sequence[int] | None = None
+    timeout: float | None = None
+    on_step: Callable[[StepInfo], None] | None = None
+    tools: Sequence[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.timeout is not None and not self.timeout > 0:
+            raise InvalidParameterError(f"timeout must be a positive number of seconds, got {self.timeout!r}")
+
+
+_OPTION_NAMES = frozenset(field.name for field in fields(RequestOptions))
+
+
+class Intake:
+    """Encodes prompts and checks everything about a request against one engine."""
+
+    def __init__(
+        self,
+        router: ChainRouter,
+        tokenizer: Tokenizer | None,
+        *,
+        vocab_size: int,
+        eos_ids: frozenset[int],
+        max_context: int,
+    ) -> None:
+        self._router = router
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._eos_ids = eos_ids
+        self._max_context = max_context
+        self._encoding = threading.Lock()  # fast tokenizers do not like to be configured by two threads at once
+
+    def requests(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None, given: Mapping[str, Any]
+    ) -> list[Request]:
+        """All requests of one call; `given` mixes request options and sampling parameters by name.
+
+        Raises:
+            InvalidParameterError: anything about any of them is wrong.
+        """
+        options = RequestOptions(**{name: value for name, value in given.items() if name in _OPTION_NAMES})
+        sampling = with_changes(params, {name: value for name, value in given.items() if name not in _OPTION_NAMES})
+        return [self.request(prompt, sampling, options, index) for index, prompt in enumerate(as_batch(prompts))]
+
+    def request(self, prompt: Prompt, params: SamplingParams, options: RequestOptions, index: int = 0) -> Request:
+        """One request. Raises InvalidParameterError, InvalidPromptError or ContextOverflowError."""
+        if (params.stop or any(isinstance(word, str) for word in params.bad_words)) and self._tokenizer is None:
+            raise InvalidParameterError("stop strings and bad words need a tokenizer, and this engine has none")
+        plan = self._router.resolve(options.chain, options.windows, options.speculation)
+        sources = [*options.draft_sources, *([options.prediction] if options.prediction is not None else [])]
+        eos_ids = frozenset() if params.ignore_eos else self._eos_ids
+        return Request(
+            prompt_index=index,
+            prompt_ids=self.encode(prompt, options.tools),
+            params=params,
+            seed=params.seed if params.seed is not None else secrets.randbelow(MAX_SEED),
+            plan=plan,
+            draft_sources=[self._encode_source(source) for source in sources],
+            bad_words=self._bad_words(params),
+            end_ids=eos_ids | frozenset(params.stop_token_ids),
+            eos_ids=eos_ids,
+            max_length=self._max_context,
+            deadline=time.monotonic() + options.timeout if options.timeout is not None else None,
+            on_step=options.on_step,
+        )
+
+    def encode(self, prompt: Prompt, tools: Sequence[Any] | None = None) -> list[int]:
+        """Token ids of a prompt: text as it is, a chat through the template once. Raises InvalidPromptError."""
+        if isinstance(prompt, str):
+            ids = self._require_tokenizer("text prompts").encode(prompt) if prompt else []
+        elif _is_chat(prompt):
+            with self._encoding:
+                ids = self._require_tokenizer("chats").encode_chat(cast("list[ChatMessage]", prompt), tools=tools)
+        elif isinstance(prompt, Sequence) and all(isinstance(i, int) and not isinstance(i, bool) for i in prompt):
+            ids = cast("list[int]", list(prompt))
+        else:
+            raise InvalidPromptError(
+                f"a prompt is text, a list of token ids or a list of chat messages, got {type(prompt).__name__}"
+            )
+        self._check_ids(ids)
+        return ids
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        if not ids:
+            raise InvalidPromptError("the prompt is empty; give at least one token")
+        wrong = next((i for i in ids if not 0 <= i < self._vocab_size), None)
+        if wrong is not None:
+            raise InvalidPromptError(f"token id {wrong} is outside the target's vocabulary of {self._vocab_size}")
+        if len(ids) >= self._max_context:
+            raise ContextOverflowError(
+                f"the prompt has {len(ids)} tokens and this engine's context is {self._max_context} tokens, prompt and "
+                "answer together; shorten the prompt, or raise max_context if the model and the memory budget allow"
+            )
+
+    def _encode_source(self, source: str | Sequence[int]) -> Sequence[int]:
+        if not isinstance(source, str):
+            return source
+        return self._require_tokenizer("text sources").encode_document(source)
+
+    def _bad_words(self, params: SamplingParams) -> Sequence[Sequence[int]]:
+        if not params.bad_words:
+            return ()
+        if self._tokenizer is None:
+            return [word for word in params.bad_words if not isinstance(word, str)]
+        return self._tokenizer.words_to_ids(params.bad_words)
+
+    def _require_tokenizer(self, what: str) -> Tokenizer:
+        if self._tokenizer is None:
+            raise InvalidPromptError(f"{what} need a tokenizer, and the target came without one; give token ids")
+        return self._tokenizer
+
+
+def with_changes(params: SamplingParams | None, changes: Mapping[str, Any]) -> SamplingParams:
+    """`params`, or the defaults, with some values changed. Raises InvalidParameterError."""
+    if params is None:
+        return SamplingParams(**changes)
+    if not isinstance(params, SamplingParams):
+        raise InvalidParameterError(f"params must be SamplingParams, got {type(params).__name__}")
+    return params.replace(**changes) if changes else params
+
+
+def as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt, or many, as a list of prompts. Raises InvalidPromptError."""
+    if isinstance(prompts, str) or _is_chat(prompts):
+        return [cast("Prompt", prompts)]
+    if not isinstance(prompts, Sequence):
+        raise InvalidPromptError(
+            f"prompts are text, token ids, chat messages, or a list of them; got {type(prompts).__name__}"
+        )
+    if not prompts:
+        raise InvalidPromptError("there is no prompt: the list is empty")
+    if all(isinstance(item, int) for item in prompts):
+        return [cast("Prompt", prompts)]
+    return [cast("Prompt", prompt) for prompt in prompts]
+
+
+def _is_chat(prompt: object) -> bool:
+    return isinstance(prompt, Sequence) and bool(prompt) and all(isinstance(m, Mapping) for m in prompt)
