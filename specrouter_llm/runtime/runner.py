@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from specrouter_llm.runtime.attention import ATTENTION_NAME
+from specrouter_llm.runtime.attention import ATTENTION_NAME, extent
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.cache import SlotCache
+from specrouter_llm.runtime.parity import check_parity, native_logits, probe_inputs
 from specrouter_llm.types import Guarantee
 
 if TYPE_CHECKING:
@@ -49,18 +50,33 @@ class EagerRunner:
     guarantee: Guarantee = "near-tie"
 
     def __init__(self, name: str, model: PreTrainedModel, *, num_slots: int, context_length: int) -> None:
+        """`model` answers through this runner only, until `close` gives it its own attention back.
+
+        Raises:
+            UnsupportedModelError: through the cache its logits differ from its own.
+        """
         self.name = name
         self.context_length = context_length
-        config = model.config.get_text_config()
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
-        model.set_attn_implementation(ATTENTION_NAME)
-        self._model = model
         self.dtype = str(model.dtype).removeprefix("torch.")
+        self._model = model
         self._device = model.get_input_embeddings().weight.device
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._cache = SlotCache(config.num_hidden_layers, num_slots, context_length)
+        num_layers = model.config.get_text_config().num_hidden_layers
+        self._native_attention = model.config._attn_implementation
+        if self._native_attention != ATTENTION_NAME:  # else another engine runs this very model, and has checked it
+            inputs = probe_inputs(self.vocab_size)
+            expected = native_logits(model, inputs)
+            model.set_attn_implementation(ATTENTION_NAME)
+            self._cache = SlotCache(num_layers, len(inputs), extent(1))
+            check_parity(name, self.forward, inputs, expected, model.dtype)
+        self._cache = SlotCache(num_layers, num_slots, context_length)
 
     def forward(self, spans: Sequence[Span]) -> Tensor:
+        with torch.inference_mode():
+            return self._forward(spans)
+
+    def _forward(self, spans: Sequence[Span]) -> Tensor:
         context = self._cache.begin(spans)
         ids: list[int] = []
         positions: list[int] = []
@@ -71,15 +87,14 @@ class EagerRunner:
             keep.extend(range(len(ids) - span.num_logits, len(ids)))
         inputs = torch.tensor([ids, positions], dtype=torch.long, device=self._device)
         wanted = torch.tensor(keep, dtype=torch.long, device=self._device)
-        with torch.inference_mode():
-            output = self._model(
-                input_ids=inputs[:1],
-                position_ids=inputs[1:],
-                past_key_values=self._cache,
-                use_cache=True,
-                spec=context,
-                **({"logits_to_keep": wanted} if self._keeps else {}),
-            ).logits[0]
+        output = self._model(
+            input_ids=inputs[:1],
+            position_ids=inputs[1:],
+            past_key_values=self._cache,
+            use_cache=True,
+            spec=context,
+            **({"logits_to_keep": wanted} if self._keeps else {}),
+        ).logits[0]
         logits: Tensor = output if self._keeps else output[wanted.to(output.device)]
         return logits if logits.dtype == torch.float64 else logits.float()
 
@@ -93,5 +108,7 @@ class EagerRunner:
         return self._cache.nbytes
 
     def close(self) -> None:
-        """Drops model and cache."""
+        """Drops the cache and the model, which works on its own again."""
+        if self._native_attention != ATTENTION_NAME:
+            self._model.set_attn_implementation(self._native_attention)
         del self._model, self._cache

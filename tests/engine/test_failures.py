@@ -132,7 +132,7 @@ async def test_async_iteration_raises_the_failure(tools):
     functions["target"] = poisoned(functions["target"], BAD["nan"], PROMPTS[0], at_length=8)
     with tools.engine_of(functions, max_batch=2) as engine:
         token_ids = []
-        handle = engine.astream(PROMPTS[0], GREEDY)
+        handle = engine.astream(PROMPTS[0], GREEDY, speculation=False)
         with pytest.raises(NumericalError):
             async for delta in handle:
                 token_ids.extend(delta.token_ids)
@@ -174,7 +174,9 @@ def test_a_target_that_raises_for_one_prompt(tools, plain, chain, kind):
         victim = []
 
         def when(number, spans):
-            victim.extend(span.slot for span in spans if list(span.token_ids[:3]) == PROMPTS[POISON] and span.start == 0)
+            victim.extend(
+                span.slot for span in spans if list(span.token_ids[:3]) == PROMPTS[POISON] and span.start == 0
+            )
             return any(span.slot in victim and span.end > 11 for span in spans)
 
         tools.runner_of(engine, "target").hook = raising(RuntimeError("device-side assert"), when)
@@ -287,7 +289,9 @@ def test_all_drafters_fail(tools, plain):
     """With every level below the target gone, the answer is plain decoding, and both reasons are told."""
     with tools.engine_of(tools.family(), max_batch=4) as engine:
         for name in ("draft", "middle"):
-            tools.runner_of(engine, name).hook = raising(RuntimeError(f"{name} is gone"), lambda number, spans: number > 3)
+            tools.runner_of(engine, name).hook = raising(
+                RuntimeError(f"{name} is gone"), lambda number, spans: number > 3
+            )
         completions = engine.generate(PROMPTS, GREEDY, **CHAINS["3 levels"])
         check_healthy(completions, plain["greedy"])
         for completion in completions:
@@ -309,23 +313,18 @@ def test_a_drafter_that_fails_while_it_catches_up(tools):
         assert 0 < completion.stats.num_accepted_draft_tokens
 
 
-def test_a_drafter_of_a_shorter_context_or_vocabulary(tools):
-    """A drafter that cannot follow any further is left out from there on, and the reason is told."""
+def test_a_drafter_of_a_smaller_vocabulary(tools):
+    """A row that holds a token unknown to a drafter goes on without it, and the reason is told."""
     functions = tools.family()
-    with tools.engine_of(functions, max_batch=2) as engine:
-        expected = [c.token_ids for c in engine.generate(PROMPTS, SAMPLED, speculation=False)]
-        tools.runner_of(engine, "draft").context_length = 14
-        completions = engine.generate(PROMPTS, SAMPLED, **CHAINS["2 levels"])
-        check_healthy(completions, expected)
-        assert {"draft: its context of 14 tokens is full"} == {completion.stats.fallback for completion in completions}
-        assert all(completion.stats.num_accepted_draft_tokens for completion in completions)
     functions["draft"] = lambda context, draft=functions["draft"]: draft(context)[:20]
     with tools.engine_of(functions, max_batch=2) as engine:
+        expected = [c.token_ids for c in engine.generate(PROMPTS, SAMPLED, speculation=False)]
         tools.runner_of(engine, "draft").vocab_size = 20
-        completions = engine.generate(PROMPTS, SAMPLED, **CHAINS["3 levels"])
+        completions = engine.generate(PROMPTS, SAMPLED, **CHAINS["2 levels"])
         check_healthy(completions, expected)
-        reasons = {completion.stats.fallback for completion in completions}
-        assert all(reason.startswith("draft: its vocabulary of 20 lacks token") for reason in reasons)
+        for completion in completions:
+            assert "draft: its vocabulary of 20 lacks token" in completion.stats.fallback
+        assert any(completion.stats.num_accepted_draft_tokens for completion in completions)
 
 
 # ---------------------------------------------------------------- model-free proposers
@@ -414,7 +413,9 @@ class FlakyPolicy:
             raise KeyError("nothing learnt")
 
 
-@pytest.mark.parametrize("options", [{"in_plan": 1}, {"in_plan": 3}, {"in_observe": True}, {"in_plan": 2, "in_observe": True}])
+@pytest.mark.parametrize(
+    "options", [{"in_plan": 1}, {"in_plan": 3}, {"in_observe": True}, {"in_plan": 2, "in_observe": True}]
+)
 def test_a_policy_that_raises(tools, plain, options, caplog):
     """Without a plan the step decodes plainly; what cannot be learnt is not learnt; the log has the traceback."""
     policy = FlakyPolicy(Plan.chain(["draft", "middle", "target"], [3, 5]), **options)

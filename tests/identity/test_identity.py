@@ -78,7 +78,7 @@ class SecondBest:
     def propose(self, row, hypothesis, max_tokens):
         ids = [*row.token_ids, *hypothesis]
         with torch.inference_mode():
-            logits = self._model(torch.tensor([ids]), spec=None).logits[0, -1]
+            logits = self._model(torch.tensor([ids])).logits[0, -1]
         return [int(logits.topk(2).indices[1])] * max_tokens
 
 
@@ -150,7 +150,6 @@ def test_garbage_is_rejected(family, prompts, plain, kind):
 def test_an_adversary_that_proposes_the_second_best_token(family, prompts, plain):
     """The most tempting wrong token at every position is never accepted in place of the best."""
     model = copy.deepcopy(family.models["target"])
-    model.set_attn_implementation("eager")
     with family.engine(max_batch=3, proposers=[SecondBest(model)]) as engine:
         completions = engine.generate(prompts, GREEDY, chain=["second_best"], windows=[2])
     assert plain["greedy"] == tokens(completions)
@@ -232,7 +231,6 @@ def test_growth_past_the_first_block(family):
 def test_equals_transformers_generate(family, prompts):
     """Greedy decoding in float64 gives the tokens of transformers' own generate."""
     model = copy.deepcopy(family.models["target"])
-    model.set_attn_implementation("sdpa")
     with family.engine(max_batch=4) as engine:
         ours = tokens(engine.generate(prompts, GREEDY, chain=["draft", "middle"], windows=[3, 5]))
     for prompt, mine in zip(prompts, ours, strict=True):

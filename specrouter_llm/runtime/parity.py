@@ -1,0 +1,63 @@
+"""A check at load: a model must give the same logits through our cache and attention as on its own.
+
+Architectures keep inventing things that a packed ragged forward does not know (sinks, biases by position, state between
+layers). What is known is refused by name; this catches the rest on two short inputs, before any request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from specrouter_llm.errors import UnsupportedModelError
+from specrouter_llm.runtime.batch import Span
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Largest difference relative to the largest logit. Even float64 models normalise in float32.
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
+_HALF_TOLERANCE = 0.1
+_LENGTHS = (7, 4)
+
+
+def probe_inputs(vocab_size: int) -> list[list[int]]:
+    """Two short inputs that spread over the vocabulary."""
+    step = max(1, vocab_size // 13)
+    return [[(3 + 5 * row + i * step) % vocab_size for i in range(length)] for row, length in enumerate(_LENGTHS)]
+
+
+def native_logits(model: PreTrainedModel, inputs: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Logits [n, V] of each input by the model as transformers runs it."""
+    device = model.get_input_embeddings().weight.device
+    with torch.inference_mode():
+        return [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0] for ids in inputs]
+
+
+def check_parity(
+    name: str,
+    forward: Callable[[Sequence[Span]], Tensor],
+    inputs: Sequence[Sequence[int]],
+    expected: Sequence[Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """Runs the inputs packed and in pieces through slots 0 and 1, and compares.
+
+    Raises:
+        UnsupportedModelError: the logits differ by more than rounding.
+    """
+    long, short = inputs
+    cut = len(long) // 2
+    first = forward([Span(0, 0, long[:cut], cut), Span(1, 0, short, len(short))])
+    second = forward([Span(0, cut, long[cut:], len(long) - cut)])
+    ours = torch.cat([first[:cut], second, first[cut:]])
+    theirs = torch.cat(list(expected)).to(ours.device, ours.dtype)
+    difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6))
+    if not difference <= _TOLERANCE.get(dtype, _HALF_TOLERANCE):
+        raise UnsupportedModelError(
+            f"{name}: through the slot cache its logits differ from those of transformers by {difference:.2g} of the "
+            "largest; something in this architecture depends on more than tokens and positions, so it cannot be used"
+        )
