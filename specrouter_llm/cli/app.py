@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from specrouter_llm import __version__
+from specrouter_llm.cli import bench
 from specrouter_llm.cli.options import PoolOptions, split
 
 app = typer.Typer(
     help="Lossless speculative decoding as a routing problem.", no_args_is_help=True, pretty_exceptions_enable=False
 )
+app.add_typer(bench.app, name="bench")
 
 Target = Annotated[str, typer.Option("--target", "-t", help="Model name, local folder, or 'demo' (embedded).")]
 Drafts = Annotated[

@@ -20,7 +20,9 @@ MIXED = [
     SamplingParams(max_tokens=1),
     SamplingParams(max_tokens=25, temperature=1.0, seed=4, min_p=0.1, presence_penalty=1.0),
     SamplingParams(max_tokens=50, repetition_penalty=1.3, logit_bias={4: -5.0, 9: 2.0}),
-    SamplingParams(max_tokens=22, temperature=1.0, seed=5, frequency_penalty=0.5, bad_words=((3,), (4, 5)), min_tokens=6),
+    SamplingParams(
+        max_tokens=22, temperature=1.0, seed=5, frequency_penalty=0.5, bad_words=((3,), (4, 5)), min_tokens=6
+    ),
 ]
 SAMPLED = SamplingParams(max_tokens=30, temperature=1.0, seed=11)
 CHAIN = {"chain": ["draft", "middle"], "windows": [3, 6]}
@@ -230,8 +232,8 @@ def test_a_full_queue_refuses(tools):
         for params in (SamplingParams(max_tokens=5), SAMPLED.replace(n=2)):
             with pytest.raises(QueueFullError) as caught:
                 engine.submit([3], params)
-            assert (
-                "3 samples are waiting and the queue holds 3; try again later, or raise max_queue" == str(caught.value)
+            assert "3 samples are waiting and the queue holds 3; try again later, or raise max_queue" == str(
+                caught.value
             )
             assert (1, 3) == (engine.stats.num_running, engine.stats.num_waiting)
         waiting[0].cancel()
@@ -262,7 +264,8 @@ def test_requests_are_served_in_order(tools):
     order = []
     with tools.engine_of(tools.family(), max_batch=1) as engine:
         handles = [
-            engine.submit(prompt, max_tokens=3, on_step=lambda info, i=i: order.append(i)) for i, prompt in enumerate(PROMPTS)
+            engine.submit(prompt, max_tokens=3, on_step=lambda info, i=i: order.append(i))
+            for i, prompt in enumerate(PROMPTS)
         ]
         for handle in handles:
             handle.result()
@@ -311,7 +314,7 @@ def test_a_time_limit_ends_a_request_with_what_it_has(tools, tokenizer, monkeypa
 def test_a_real_time_limit(tools):
     """A deadline on the real clock ends a request that would go on for long; n samples end together."""
     with tools.engine_of(tools.family(), max_batch=2, max_context=100_000) as engine:
-        completions = engine.generate([[1]], SAMPLED.replace(max_tokens=90_000, n=3), timeout=0.05)
+        completions = engine.generate([[1]], SAMPLED.replace(max_tokens=90_000, n=3), timeout=0.3)
         assert [FinishReason.TIMEOUT] * 3 == [completion.finish_reason for completion in completions]
         assert 0 < len(completions[0].token_ids) < 90_000
         assert 20 == len(engine.generate([[1]], max_tokens=20, timeout=100)[0].token_ids)
@@ -324,26 +327,24 @@ def test_a_real_time_limit(tools):
 def test_prefix_reuse_counts_and_changes_nothing(tools):
     """A prompt that shares a prefix with an earlier row reuses it in every model, reports it, and says the same."""
     base = [i % 31 for i in range(60)]
-    with (
-        tools.engine_of(tools.family(), max_batch=3) as engine,
-        tools.engine_of(tools.family(), max_batch=3, prefix_reuse=False) as fresh,
-    ):
-        answer = engine.generate([base], SAMPLED, **CHAIN)[0]
-        assert 0 == answer.usage.cached_tokens
+    with tools.engine_of(tools.family(), max_batch=3, prefix_reuse=False) as fresh:
+        answer = fresh.generate([base], SAMPLED, **CHAIN)[0]
         turns = [
             (base, 59),  # the same prompt: all but its last token
             ([*base, *answer.token_ids, 4, 4], 60 + 29),  # the conversation goes on: the last token was never fed
-            ([*base[:40], 9, 9, 9], 40),
+            ([*base[:40], 30, 9, 9], 40),
             ([*base[:17], 8], 17),
             (list(reversed(base)), 0),
         ]
         for prompt, cached in turns:
             for options in (CHAIN, {"speculation": False}):
                 with tools.engine_of(tools.family(), max_batch=3) as engine:
-                    engine.generate([base], SAMPLED, **CHAIN)
+                    assert 0 == engine.generate([base], SAMPLED, **CHAIN)[0].usage.cached_tokens
                     fed = {name: [] for name in ("draft", "middle", "target")}
                     for name, starts in fed.items():
-                        tools.runner_of(engine, name).hook = lambda runner, spans, starts=starts: starts.append(spans[0].start)
+                        tools.runner_of(engine, name).hook = lambda runner, spans, starts=starts: starts.append(
+                            spans[0].start
+                        )
                     reused = engine.generate([prompt], SAMPLED, **options)[0]
                     expected = fresh.generate([prompt], SAMPLED, **options)[0]
                     assert expected.token_ids == reused.token_ids
@@ -397,7 +398,9 @@ def test_every_chain_per_request(tools, sampled, options):
         else:
             assert {("target",), ("draft", "target")} == chains  # the default
         windows = options.get("windows", [4])
-        assert all(level.drafted <= window for s in steps for level, window in zip(s.levels[-1:], windows[-1:], strict=False))
+        assert all(
+            level.drafted <= window for s in steps for level, window in zip(s.levels[-1:], windows[-1:], strict=False)
+        )
 
 
 @pytest.mark.parametrize(
@@ -466,7 +469,10 @@ def test_on_step_tells_what_happened(tools, options):
                 assert step.seconds >= max(spent.values())
             for stage in completion.stats.chain[:-1]:
                 levels = [level for step in mine for level in step.levels if level.model == stage.model]
-                assert (stage.proposed, stage.accepted) == (sum(x.drafted for x in levels), sum(x.accepted for x in levels))
+                assert (stage.proposed, stage.accepted) == (
+                    sum(x.drafted for x in levels),
+                    sum(x.accepted for x in levels),
+                )
 
 
 @pytest.mark.parametrize("options", CHAINS, ids=str)
@@ -482,14 +488,21 @@ def test_the_arithmetic_of_the_statistics(tools, options):
             assert stats.num_spec_steps == sum(stats.acceptance_histogram) <= stats.num_target_steps
             # Each target step commits what it accepted and one token more.
             assert stats.num_committed_tokens == stats.num_accepted_draft_tokens + stats.num_target_steps
-            assert stats.num_accepted_draft_tokens <= stats.num_draft_tokens <= stats.num_spec_steps * stats.num_spec_tokens
+            assert (
+                stats.num_accepted_draft_tokens
+                <= stats.num_draft_tokens
+                <= stats.num_spec_steps * stats.num_spec_tokens
+            )
             assert len(stats.acceptance_histogram) <= stats.num_spec_tokens + 1
             assert all(0 <= stage.accepted <= stage.proposed for stage in stats.chain)
             *lower, last = stats.chain
             assert ("target", "target", 30, 30) == (last.model, last.role, last.proposed, last.accepted)
             assert ["draft", *["middle"] * (len(lower) - 1)][: len(lower)] == [stage.role for stage in lower]
-            if lower and "odd" not in options and len(lower) == 1:
-                assert (stats.num_draft_tokens, stats.num_accepted_draft_tokens) == (lower[0].proposed, lower[0].accepted)
+            if len(lower) == 1:
+                assert (stats.num_draft_tokens, stats.num_accepted_draft_tokens) == (
+                    lower[0].proposed,
+                    lower[0].accepted,
+                )
             assert math.isclose(stats.mean_acceptance_length, 30 / stats.num_target_steps)
             rate = stats.num_accepted_draft_tokens / max(1, stats.num_draft_tokens)
             assert math.isclose(stats.draft_acceptance_rate, rate)

@@ -62,6 +62,17 @@ def plain(tools):
         }
 
 
+def collect(handle, deltas):
+    """Adds every delta to the list, which keeps them when the iteration raises."""
+    for delta in handle:
+        deltas.append(delta)
+
+
+async def acollect(handle, deltas):
+    async for delta in handle:
+        deltas.append(delta)
+
+
 def check_healthy(completions, expected):
     for completion in completions:
         completion.raise_for_error()
@@ -113,13 +124,13 @@ def test_deltas_before_a_failure_are_delivered(tools, plain):
     functions["target"] = poisoned(functions["target"], BAD["nan"], PROMPTS[0], at_length=13)
     with tools.engine_of(functions, max_batch=2) as engine:
         handle = engine.stream(PROMPTS[0], GREEDY, **CHAINS["3 levels"])
-        token_ids = []
+        deltas = []
         with pytest.raises(NumericalError, match="NaN"):
-            for delta in handle:
-                token_ids.extend(delta.token_ids)
+            collect(handle, deltas)
+        token_ids = [token_id for delta in deltas for token_id in delta.token_ids]
         assert len(token_ids) >= 4
         assert plain["greedy"][0][: len(token_ids)] == tuple(token_ids)
-        assert (FinishReason.ERROR, ()) == (delta.finish_reason, delta.token_ids)
+        assert (FinishReason.ERROR, ()) == (deltas[-1].finish_reason, deltas[-1].token_ids)
         assert [] == list(handle)
         completion = handle.result()[0]
         assert tuple(token_ids) == completion.token_ids
@@ -131,11 +142,11 @@ async def test_async_iteration_raises_the_failure(tools):
     functions = tools.family()
     functions["target"] = poisoned(functions["target"], BAD["nan"], PROMPTS[0], at_length=8)
     with tools.engine_of(functions, max_batch=2) as engine:
-        token_ids = []
+        deltas = []
         handle = engine.astream(PROMPTS[0], GREEDY, speculation=False)
         with pytest.raises(NumericalError):
-            async for delta in handle:
-                token_ids.extend(delta.token_ids)
+            await acollect(handle, deltas)
+        token_ids = [token_id for delta in deltas for token_id in delta.token_ids]
         assert tuple(token_ids) == (await handle.aresult())[0].token_ids
         assert 5 == len(token_ids)
         completions = await asyncio.wait_for(engine.agenerate(PROMPTS[:2], GREEDY), 30)
@@ -486,8 +497,7 @@ def test_a_callback_that_raises_for_one_sample(tools):
         expected = [c.token_ids for c in engine.generate([PROMPTS[0]], params)]
         handle = engine.stream(PROMPTS[0], params, on_step=on_step)
         with pytest.raises(CallbackError, match="not this one"):
-            for _ in handle:
-                pass
+            collect(handle, [])
         completions = handle.result()
         reasons = [completion.finish_reason for completion in completions]
         assert [FinishReason.LENGTH, FinishReason.ERROR, FinishReason.LENGTH] == reasons

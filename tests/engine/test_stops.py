@@ -152,13 +152,11 @@ def test_a_stop_string_that_begins_in_one_step_and_ends_in_another(engine, token
     params = SamplingParams(stop="time 🎉🙂 a café", max_tokens=200)
     for chain, windows in ((["wrong"], [WINDOW]), (["right"], [2]), (["every 2nd wrong"], [3])):
         steps = []
-        completion = streamed(
-            engine, prompt, params, chain=chain, windows=windows, on_step=lambda info: steps.append(info.committed)
-        )
+        completion = streamed(engine, prompt, params, chain=chain, windows=windows, on_step=steps.append)
         assert naive(tokenizer, prompt, [*script, EOS], params) == ending(completion)
         assert "Once upon a " == completion.text
         begins = len(tokenizer.encode("Once upon a"))  # the stop begins behind this many tokens
-        ahead = [len(committed) for committed in steps]
+        ahead = [len(step.committed) for step in steps]
         assert len(steps) > 2
         assert sum(ahead[:-1]) > begins
 

@@ -8,7 +8,12 @@ from specrouter_llm import SamplingParams, SpecRouter
 
 DOCUMENT = "Anna works as a baker in Oslo and moved there in 1987. The shells in the shop of Tom cost 70 dollars each."
 PROMPTS = [
-    [{"role": "user", "content": "Sam buys 3 boxes of stickers. Each box holds 8 stickers. How many stickers is that?"}],
+    [
+        {
+            "role": "user",
+            "content": "Sam buys 3 boxes of stickers. Each box holds 8 stickers. How many stickers is that?",
+        }
+    ],
     [{"role": "user", "content": f"Context:\n[1] {DOCUMENT}\n\nQuestion: Where does Anna work?"}],
     "Once upon a time",
     [{"role": "system", "content": "You tell stories."}, {"role": "user", "content": "Tell me a short story."}],

@@ -179,15 +179,17 @@ def check_self_draft_is_accepted_whole():
 
 
 def check_valid_content():
-    """Through steps of every chain, valid positions hold the committed tokens, and as many as were agreed on."""
+    """Through steps of every chain, and where a stop cuts what a step offers, valid positions hold committed tokens."""
     world = World()
     rows = [world.row(prompt, SAMPLED, seed=i) for i, prompt in enumerate(PROMPTS)]
-    for step in range(12):
+    step = 0
+    while rows:
         plans = [CHAINS[(row.slot + step) % len(CHAINS)] for row in rows]
         for outcome in world.executor.step(rows, plans).outcomes:
-            world.executor.commit(outcome.row, outcome.token_ids[: outcome.row.remaining])
-        rows = [row for row in rows if row.remaining > 8]
+            world.executor.commit(outcome.row, outcome.token_ids[: 1 + step % 4])
         assert_valid(world)
+        rows = [row for row in rows if row.remaining]
+        step += 1
 
 
 def assert_valid(world):
@@ -407,7 +409,10 @@ MUTANTS = {
     "penalties of the first position only": (penalties_of_first_position_only, check_equal_penalised),
     "one token too many": (accepting(lambda proposal, choices, n: choices[: n + 2]), check_equal_sampled),
     "one token too many, greedy": (accepting(lambda proposal, choices, n: choices[: n + 2]), check_equal_greedy),
-    "one token too few": (accepting(lambda proposal, choices, n: choices[: max(1, n)]), check_self_draft_is_accepted_whole),
+    "one token too few": (
+        accepting(lambda proposal, choices, n: choices[: max(1, n)]),
+        check_self_draft_is_accepted_whole,
+    ),
     "first mismatch kept": (
         accepting(lambda proposal, choices, n: proposal[: n + 1] if n < len(proposal) else choices[: n + 1]),
         check_equal_sampled,
@@ -417,7 +422,6 @@ MUTANTS = {
         check_equal_sampled,
     ),
     "mask not cleared": (commit_with(lambda fed, agreed: fed), check_valid_content),
-    "mask not cleared, seen in the answers": (commit_with(lambda fed, agreed: fed), check_equal_sampled),
     "rollback one short of enough": (commit_with(lambda fed, agreed: min(fed, agreed + 1)), check_valid_content),
     "rollback one too far": (commit_with(lambda fed, agreed: max(0, agreed - 1)), check_self_draft_is_accepted_whole),
     "reuse beyond the common prefix": (reuse_longer_by_one, check_reuse),

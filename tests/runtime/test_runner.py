@@ -160,7 +160,11 @@ def test_an_architecture_that_we_run_wrongly_is_refused_at_load():
     """Attention sinks change the logits and are not known to our attention: the check at load notices."""
     torch.manual_seed(0)
     config = GptOssConfig(
-        **{**SHAPE, "initializer_range": 0.5}, head_dim=16, num_local_experts=2, num_experts_per_tok=1, layer_types=LAYERS
+        **{**SHAPE, "initializer_range": 0.5},
+        head_dim=16,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        layer_types=LAYERS,
     )
     model = GptOssForCausalLM(config).eval()
     with torch.no_grad():

@@ -152,21 +152,21 @@ def assert_marginals_fit(answers, joint):
         assert statistic < float(chi2.isf(ALPHA, int(thick.sum()))), f"positions {axes}"
 
 
-REVERSED = dict(vocab_size=16, prompt=[3], params={"temperature": 1.0}, drafter="reversed", n=50_000)
-TOP_K = dict(vocab_size=32, prompt=[7], params={"temperature": 1.0, "top_k": 8}, drafter="close", n=50_000)
-PENALTIES = dict(
-    vocab_size=16,
-    prompt=[5, 9, 5],
-    params={
+REVERSED = {"vocab_size": 16, "prompt": [3], "params": {"temperature": 1.0}, "drafter": "reversed", "n": 50_000}
+TOP_K = {"vocab_size": 32, "prompt": [7], "params": {"temperature": 1.0, "top_k": 8}, "drafter": "close", "n": 50_000}
+PENALTIES = {
+    "vocab_size": 16,
+    "prompt": [5, 9, 5],
+    "params": {
         "temperature": 0.8,
         "top_p": 0.85,
         "repetition_penalty": 1.3,
         "presence_penalty": 0.4,
         "frequency_penalty": 0.5,
     },
-    drafter="close",
-    n=7_000,
-)
+    "drafter": "close",
+    "n": 7_000,
+}
 CELLS = {"reversed": REVERSED, "top-k": TOP_K, "top-p with penalties": PENALTIES}
 
 
@@ -200,3 +200,17 @@ def test_any_proposer_gives_the_tokens_of_plain_decoding(cell, name):
     answers, drafted, _ = cell.run(CHAINS[name], n)
     assert drafted > 0
     assert answers.tolist() == cell.plain(n).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.95, 1.05])
+def test_the_statistic_sees_a_small_bias(temperature):
+    """The chi-square has power: N = 50,000 answers drawn at a temperature that is wrong by 5 % do not pass."""
+    cell = Cell(**REVERSED)
+    joint = cell.joint()
+    cell.params = cell.params.replace(temperature=temperature)
+    wrong = cell.joint()
+    drawn = np.random.default_rng(0).choice(wrong.size, size=cell.n, p=wrong.ravel() / wrong.sum())
+    answers = np.stack(np.unravel_index(drawn, wrong.shape), axis=1)
+    assert_fits(answers, wrong)
+    with pytest.raises(AssertionError, match="chi-square"):
+        assert_fits(answers, joint)

@@ -80,6 +80,15 @@ def test_the_bits_are_frozen(key):
     assert drawn.tolist() == pytest.approx(values, rel=1e-13, abs=1e-15)
 
 
+@pytest.mark.parametrize("name", ["_MULTIPLIERS", "_MASK64"])
+def test_the_vector_notices_a_changed_constant(name, monkeypatch):
+    """A different constant in the hash or in the keys gives other bits at every frozen key."""
+    changed = {"_MULTIPLIERS": (0x7FEB352F, 0x846CA68B - (1 << 32)), "_MASK64": (1 << 63) - 1}
+    monkeypatch.setattr(f"specrouter_llm.sampling.noise.{name}", changed[name])
+    unchanged = [key for key, (bits, _) in FROZEN.items() if bits_of(noise(*key, IDS)).tolist() == bits]
+    assert unchanged == []
+
+
 @STEADY
 @given(key=KEYS, ids=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=40))
 def test_bits_agree_with_an_independent_implementation(key, ids):

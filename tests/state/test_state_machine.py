@@ -296,7 +296,10 @@ BASE = [(7 * i * i + 3 * i) % REAL_VOCAB for i in range(CONTEXT)]
 def slabs(runner, slot, length):
     """Keys and values of one slot at the first positions, all layers."""
     return [
-        slab[slot, :length] for layer in runner._cache.layers if layer.keys is not None for slab in (layer.keys, layer.values)
+        slab[slot, :length]
+        for layer in runner._cache.layers
+        if layer.keys is not None
+        for slab in (layer.keys, layer.values)
     ]
 
 
@@ -306,7 +309,8 @@ class RuntimeMachine(RuleBasedStateMachine):
     @initialize()
     def start(self):
         self.runners = {
-            name: EagerRunner(name, model, num_slots=REAL_SLOTS, context_length=CONTEXT) for name, model in LLAMAS.items()
+            name: EagerRunner(name, model, num_slots=REAL_SLOTS, context_length=CONTEXT)
+            for name, model in LLAMAS.items()
         }
         self.state = StateManager(self.runners, REAL_SLOTS, min_reuse=1)
         self.executor = Executor(self.state, self.runners, {}, "target")
@@ -314,7 +318,10 @@ class RuntimeMachine(RuleBasedStateMachine):
         self.checked = {}
 
     @precondition(lambda self: len(self.rows) < REAL_SLOTS)
-    @rule(shared=st.sampled_from([0, 3, 505, 511, 512, 513, 1020]), suffix=st.lists(st.integers(0, 16), min_size=1, max_size=5))
+    @rule(
+        shared=st.sampled_from([0, 3, 505, 511, 512, 513, 1020]),
+        suffix=st.lists(st.integers(0, 16), min_size=1, max_size=5),
+    )
     def admit(self, shared, suffix):
         prompt = [*BASE[:shared], *suffix]
         slot, _ = self.state.admit(prompt)
@@ -339,15 +346,23 @@ class RuntimeMachine(RuleBasedStateMachine):
                 del self.rows[outcome.row.slot]
 
     @precondition(lambda self: self.rows)
-    @rule(data=st.data(), tokens=st.lists(st.integers(0, 16), min_size=1, max_size=9))
-    def aborted_step(self, data, tokens):
-        slot = data.draw(st.sampled_from(sorted(self.rows)))
-        before = self.state.snapshot([slot])
+    @rule(data=st.data(), tokens=st.lists(st.integers(0, 16), min_size=1, max_size=9), restore=st.booleans())
+    def feed_by_hand(self, data, tokens, restore):
+        """Each model is fed a beginning of the tokens and something else; then they are committed, or the step aborted."""
+        row = self.rows[data.draw(st.sampled_from(sorted(self.rows)))]
+        before = self.state.snapshot([row.slot])
         for model, runner in self.runners.items():
-            span = self.state.span(model, slot, tokens, 1)
+            agreed = tokens[: data.draw(st.integers(0, len(tokens)))]
+            span = self.state.span(model, row.slot, [*agreed, *data.draw(st.lists(st.integers(0, 16), max_size=6))], 1)
             runner.forward([span])
             self.state.wrote(model, span)
-        self.state.restore(before)
+        if restore:
+            self.state.restore(before)
+        else:
+            self.executor.commit(row, tokens[: row.remaining])
+            if not row.remaining:
+                self.state.release(row.slot)
+                del self.rows[row.slot]
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data(), keep=st.booleans())

@@ -1,0 +1,55 @@
+"""Percentile bootstrap intervals for the two kinds of figures reported here.
+
+Rates are ratios of sums over prompts, resampled by prompt: positions of one text are not independent. Costs are medians
+of the ratios of alternating pairs, resampled by pair: the machine drifts, and a pair drifts together.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure and its bootstrap interval at `LEVEL`."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: round(getattr(self, name), 6) for name in ("value", "low", "high")}
+
+
+def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0) -> Interval:
+    """Sum of numerators / sum of denominators, resampled over their common index (one entry per prompt)."""
+    assert len(numerators) == len(denominators) > 0
+
+    def figure(indices: Sequence[int]) -> float:
+        below = sum(denominators[i] for i in indices)
+        return sum(numerators[i] for i in indices) / below if below else 0.0
+
+    return _interval(len(numerators), figure, seed)
+
+
+def median_of_ratios(numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0) -> Interval:
+    """Median of numerators[i] / denominators[i], resampled over pairs."""
+    ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
+    return _interval(len(ratios), lambda indices: statistics.median(ratios[i] for i in indices), seed)
+
+
+def _interval(count: int, figure: Callable[[Sequence[int]], float], seed: int) -> Interval:
+    generator = random.Random(seed)
+    values = sorted(figure(generator.choices(range(count), k=count)) for _ in range(RESAMPLES))
+    tail = round((1 - LEVEL) / 2 * RESAMPLES)
+    return Interval(figure(range(count)), values[tail], values[-1 - tail])

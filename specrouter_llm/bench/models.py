@@ -1,0 +1,57 @@
+"""The models of a measurement: loaded as an engine, or as transformers runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from specrouter_llm.config import ModelSource
+from specrouter_llm.engine.spec_router import SpecRouter
+from specrouter_llm.pool.family import widened_family
+from specrouter_llm.pool.pool import ModelPool
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """A target and its drafters, not yet loaded."""
+
+    target: ModelSource = "demo"
+    drafts: Sequence[ModelSource] | None = None
+    """None is the rest of the embedded family for "demo", and no drafter for other targets."""
+    dtype: str | None = None
+    device: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        target: str,
+        drafts: Sequence[str] | None = None,
+        dtype: str | None = None,
+        device: str | None = None,
+        widen: str | None = None,
+    ) -> Models:
+        """By name; `widen` runs the family in a larger shape, for example "150M"."""
+        if widen is None:
+            return cls(target, drafts or None, dtype, device)
+        specs = widened_family(target, drafts or None, widen)
+        return cls(specs[0], tuple(specs[1:]), dtype, device)
+
+    def engine(self, **options: Any) -> SpecRouter:
+        """An engine over all members."""
+        return SpecRouter.from_pretrained(
+            self.target, self.drafts, dtype=self.dtype, device=self.device, progress=False, **options
+        )
+
+    def pool(self, *, max_batch: int = 1) -> ModelPool:
+        """The members as transformers runs them."""
+        return ModelPool.load(
+            self.target, self.drafts, dtype=self.dtype, device=self.device, max_batch=max_batch, progress=False
+        )
+
+
+def encode(engine: SpecRouter, text: str) -> list[int]:
+    """A prompt as a user's turn if the target knows chats, else as it is."""
+    tokenizer = engine.tokenizer
+    templated = tokenizer is not None and tokenizer.chat_template is not None
+    return engine.encode([{"role": "user", "content": text}] if templated else text)

@@ -1,0 +1,123 @@
+"""The command line as scripts and people use it."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+
+from specrouter_llm.cli import main
+from specrouter_llm.cli.verify import all_chains, compare
+from specrouter_llm.sampling.params import SamplingParams
+from specrouter_llm.testing import fake_engine
+
+
+@pytest.fixture
+def specrouter(monkeypatch, capsys):
+    """Runs the command's entry point; returns (exit status, stdout, stderr)."""
+
+    def run(*arguments, stdin=""):
+        monkeypatch.setattr(sys, "argv", ["specrouter", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        try:
+            main()
+            status = 0
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+def test_generate_streams_text_and_statistics(specrouter):
+    """The answer goes to stdout, one line about it to stderr; a seed makes it reproducible."""
+    arguments = ("generate", "Once upon a time", "--raw", "--max-tokens", "12", "--temperature", "0.8", "--seed", "4")
+    status, first, err = specrouter(*arguments)
+    assert status == 0
+    assert len(first.split()) > 3
+    assert "12 tokens" in err
+    assert "seed 4" in err
+    assert specrouter(*arguments, "--no-speculation")[1] == first
+
+
+def test_generate_prints_json_for_scripts(specrouter):
+    """--json gives one object with text, usage and the statistics under vLLM's names."""
+    status, out, _ = specrouter("generate", "-", "--json", "--max-tokens", "8", "--chain", "ngram", stdin="Hello there")
+    assert status == 0
+    answer = json.loads(out)
+    assert answer["usage"]["completion_tokens"] <= 8
+    assert set(answer["speculative_decoding"]) >= {"num_draft_tokens", "acceptance_histogram", "mean_acceptance_length"}
+    assert answer["guarantee"] == "near-tie"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("generate", "x", "--temperature", "-1"), "temperature"),
+        (("generate", "x", "--chain", "nobody"), "unknown level 'nobody'"),
+        (("generate", "x", "--target", "no/such/folder"), "no/such/folder"),
+        (("generate", ""), "prompt is empty"),
+        (("verify", "--prompts", "missing.jsonl"), "there is no prompt file missing.jsonl"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_status_2(specrouter, arguments, words):
+    """Errors name what is wrong, without a traceback."""
+    status, _, err = specrouter(*arguments, *(("--raw",) if arguments[0] == "generate" else ()))
+    assert status == 2
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_verify_compares_every_chain(specrouter, tmp_path):
+    """verify runs each chain on the prompts of a file, and says what it found in its exit status."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"question": "How many apples?"}\n{"prompt": "Tell me a story."}\n{"turns": ["Hello", "x"]}\n')
+    status, out, _ = specrouter(
+        "verify", "--prompts", str(prompts), "--max-tokens", "10", "--dtype", "float64", "--transformers", "--json"
+    )
+    report = json.loads(out)
+    assert status == 0
+    assert [r["requests"] for r in report["reports"]] == [3] * 8  # 2^3 - 1 chains, and transformers
+    assert [r["identical"] for r in report["reports"]] == [3] * 8
+    assert all(r["drafted"] > 0 for r in report["reports"] if "demo" in r["chain"])
+
+
+def test_verify_tells_a_near_tie_from_a_difference():
+    """A first difference is measured by the change of the logits that it takes, and judged by epsilon."""
+    params = SamplingParams(max_tokens=6, temperature=1.0, seed=2)
+    prompts = [[1, 2, 3], [4, 5]]
+    with fake_engine() as engine:
+        plain = engine.generate(prompts, params, speculation=False)
+        other = (plain[0].token_ids[0] + 1) % 32
+        changed = [(other, *plain[0].token_ids[1:]), plain[1].token_ids]
+        strict = compare(engine, prompts, params, plain, changed, "x", 1e-3)
+        assert (strict.identical, strict.near_ties, strict.different) == (1, 0, 1)
+        assert 1e-3 < strict.largest_margin < 64
+        loose = compare(engine, prompts, params, plain, changed, "x", strict.largest_margin * 1.01)
+        assert (loose.identical, loose.near_ties, loose.different) == (1, 1, 0)
+        shorter = [plain[0].token_ids[:3], plain[1].token_ids]
+        assert compare(engine, prompts, params, plain, shorter, "x", 1.0).different == 1
+        assert len(all_chains(engine)) == 7
+
+
+def test_demo_prints_identical_pairs(specrouter):
+    """The demo decodes each task both ways, drafts something, and the answers are the same."""
+    status, out, _ = specrouter("demo", "--widen", "none", "--max-tokens", "16", "--json")
+    pairs = json.loads(out)
+    assert status == 0
+    assert [pair["identical"] for pair in pairs] == [True] * 3
+    assert all(pair["chain"][0]["proposed"] >= pair["chain"][0]["accepted"] >= 0 for pair in pairs)
+    assert sum(pair["chain"][0]["accepted"] for pair in pairs) > 0
+    assert all(pair["plain_tokens_per_second"] > 0 for pair in pairs)
+
+
+def test_a_widened_pool_says_so_everywhere(specrouter):
+    """Reports about widened models carry the word."""
+    status, out, _ = specrouter(
+        "verify", "--widen", "12M", "--limit", "1", "--max-tokens", "6", "--chain", "ngram", "--json"
+    )
+    assert status == 0
+    assert "widened to 12" in json.loads(out)["target"]
