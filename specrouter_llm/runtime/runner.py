@@ -66,6 +66,7 @@ class EagerRunner:
         self._native_attention = model.config._attn_implementation
         if self._native_attention != ATTENTION_NAME:  # else another engine runs this very model, and has checked it
             inputs = probe_inputs(self.vocab_size)
+            model.set_attn_implementation("eager")  # the reference: others silently drop soft-capping in places
             expected = native_logits(model, inputs)
             model.set_attn_implementation(ATTENTION_NAME)
             self._cache = SlotCache(num_layers, len(inputs), extent(1))

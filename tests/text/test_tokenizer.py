@@ -1,6 +1,8 @@
 """Encoding of prompts, documents, chats and words; decoding."""
 
 import pytest
+import transformers
+from packaging import version
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 from transformers import PreTrainedTokenizerFast
@@ -84,6 +86,8 @@ def test_both_ways_of_sanitizing_a_chat_agree(any_tokenizer, name, monkeypatch):
 
 def test_transformers_sanitizes_here(tokenizers, hf_tokenizers):
     """The comparison above compares two implementations: the installed transformers has its own."""
+    if version.parse(transformers.__version__) < version.parse("5.20"):
+        pytest.skip("transformers sanitizes since 5.20")
     assert tokenizer_module.sanitizes_control_tokens(hf_tokenizers["demo"])
 
 
