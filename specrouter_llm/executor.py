@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -23,7 +22,7 @@ from specrouter_llm.drafting.proposer import Proposer
 from specrouter_llm.errors import ModelFailure, NumericalError, RequestFailedError
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.scheduling.plan import Plan
-from specrouter_llm.scheduling.policy import Trial
+from specrouter_llm.scheduling.policy import Forward, Trial
 from specrouter_llm.state.manager import StateManager
 from specrouter_llm.state.row import Row
 from specrouter_llm.verification.rollback import RollbackProcessor
@@ -50,8 +49,16 @@ class StepResult:
     """Outcomes of all rows, in the order given, and where the time went."""
 
     outcomes: list[RowOutcome]
+    forwards: tuple[Forward, ...]
     seconds: float
-    seconds_per_model: dict[str, float]
+
+    @property
+    def seconds_per_level(self) -> dict[str, float]:
+        """Time spent in each level."""
+        totals: dict[str, float] = defaultdict(float)
+        for forward in self.forwards:
+            totals[forward.level] += forward.seconds
+        return dict(totals)
 
 
 class Executor:
@@ -74,9 +81,9 @@ class Executor:
         the rows that cause it.
         """
         started = time.perf_counter()
-        seconds: dict[str, float] = defaultdict(float)
-        outcomes = self._outcomes(rows, plans, seconds)
-        return StepResult(outcomes, time.perf_counter() - started, dict(seconds))
+        log: list[Forward] = []
+        outcomes = self._outcomes(rows, plans, log)
+        return StepResult(outcomes, tuple(log), time.perf_counter() - started)
 
     def has_model(self, level: str) -> bool:
         """Whether the level is a model (and not a model-free proposer)."""
@@ -94,9 +101,9 @@ class Executor:
         """
         return self._verifying.prefill(model, [row.slot for row in rows], max_tokens)
 
-    def _outcomes(self, rows: Sequence[Row], plans: Sequence[Plan], seconds: dict[str, float]) -> list[RowOutcome]:
+    def _outcomes(self, rows: Sequence[Row], plans: Sequence[Plan], log: list[Forward]) -> list[RowOutcome]:
         usable = [self.usable(row, plan) for row, plan in zip(rows, plans, strict=True)]
-        run = _StepRun(self._state, self._drafting, self._verifying, seconds)
+        run = _StepRun(self._state, self._drafting, self._verifying, log)
         try:
             with self._rollback.atomic(rows):
                 return run.outcomes(rows, usable)
@@ -105,11 +112,11 @@ class Executor:
                 for row, plan in zip(rows, usable, strict=True):
                     if failure.model in plan.levels:
                         row.set_aside[failure.model] = f"raised {type(failure.cause).__name__}: {failure.cause}"
-                return self._outcomes(rows, usable, seconds)
+                return self._outcomes(rows, usable, log)
             if len(rows) == 1:
                 return [RowOutcome(rows[0], usable[0], [], error=failure)]
             # Which row it was is not known: each runs alone, and only those that fail alone have failed.
-            return [self._outcomes([row], [plan], seconds)[0] for row, plan in zip(rows, usable, strict=True)]
+            return [self._outcomes([row], [plan], log)[0] for row, plan in zip(rows, usable, strict=True)]
 
     def usable(self, row: Row, plan: Plan) -> Plan:
         """The plan without levels that the row has set aside or has outgrown."""
@@ -131,7 +138,7 @@ class _StepRun:
     state: StateManager
     drafting: DraftProcessor
     verifying: VerifyProcessor
-    seconds: dict[str, float]
+    log: list[Forward]
     trials: dict[int, list[Trial]] = field(default_factory=lambda: defaultdict(list))
 
     def outcomes(self, rows: Sequence[Row], plans: Sequence[Plan]) -> list[RowOutcome]:
@@ -154,12 +161,13 @@ class _StepRun:
         if plan is None:
             return [[] for _ in rows]
         if plan.top in self.drafting:
-            with self._timed(plan.top):
-                return self.drafting.propose(plan.top, rows, hypotheses, wants)
+            return self.drafting.propose(plan.top, rows, hypotheses, wants, log=self.log)
         grown: list[list[int]] = [[] for _ in rows]
         done = [want <= 0 for want in wants]
         for _ in range(plan.rounds[-1]):
-            live = [i for i in range(len(rows)) if not done[i]]
+            live = [
+                i for i in range(len(rows)) if not done[i] and self._able(plan.top, rows[i], hypotheses[i], grown[i])
+            ]
             if not live:
                 break
             sub_rows = [rows[i] for i in live]
@@ -184,10 +192,8 @@ class _StepRun:
         final: bool = False,
     ) -> list[Verification]:
         """One forward of `model` over all proposals, counted; a drafter without finite logits loses the row it failed."""
-        with self._timed(model):
-            verified = self.verifying.verify(
-                model, rows, hypotheses, proposals, keep_logits=final and any(r.sampler.params.logprobs for r in rows)
-            )
+        keep_logits = final and any(row.sampler.params.logprobs for row in rows)
+        verified = self.verifying.verify(model, rows, hypotheses, proposals, log=self.log, keep_logits=keep_logits)
         for row, below, verification in zip(rows, belows, verified, strict=True):
             if below is not None and verification.num_proposed:
                 trial = Trial(below.top, model, verification.num_proposed, verification.num_accepted)
@@ -197,6 +203,10 @@ class _StepRun:
                 self.state.poison(model, row.slot)
         return verified
 
+    def _able(self, model: str, row: Row, hypothesis: Sequence[int], grown: Sequence[int]) -> bool:
+        """Whether the level may go on with this row within the step."""
+        return model not in row.set_aside and self.verifying.fits(model, row, [*hypothesis, *grown])
+
     def _outcome(self, row: Row, plan: Plan, verification: Verification) -> RowOutcome:
         trials = tuple(self.trials[row.slot])
         if verification.failed:
@@ -204,14 +214,6 @@ class _StepRun:
             return RowOutcome(row, plan, [], trials, error=error)
         logits = verification.logits if row.sampler.params.logprobs else None
         return RowOutcome(row, plan, verification.token_ids, trials, logits)
-
-    @contextmanager
-    def _timed(self, level: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[level] += time.perf_counter() - started
 
 
 def _groups(plans: Sequence[Plan]) -> dict[Plan, list[int]]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.plan import Plan
-from specrouter_llm.scheduling.policy import FixedPolicy, Observation, Policy, RowView
+from specrouter_llm.scheduling.policy import FixedPolicy, Policy, RowView, StepObservation
 
 DEFAULT_WINDOW = 4
 DEFAULT_LOOKUP_WINDOW = 8
@@ -95,7 +95,7 @@ class ChainRouter:
         policy = self._policy if self._policy is not None else FixedPolicy(self.default_plan())
         return policy.plan(views)
 
-    def observe(self, observations: Sequence[Observation]) -> None:
+    def observe(self, step: StepObservation) -> None:
         """Passes what a step did to the policy."""
-        if self._policy is not None and observations:
-            self._policy.observe(observations)
+        if self._policy is not None:
+            self._policy.observe(step)

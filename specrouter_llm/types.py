@@ -137,8 +137,8 @@ class StepInfo:
     """Token ids that this step committed for this row."""
     seconds: float
     """Duration of the step, shared with the other rows of the batch."""
-    seconds_per_model: tuple[tuple[str, float], ...]
-    """Time within the step spent in each model (and model-free drafter), shared with the batch."""
+    seconds_per_level: tuple[tuple[str, float], ...]
+    """Time within the step spent in each level, shared with the batch."""
 
 
 @dataclass(frozen=True, slots=True)

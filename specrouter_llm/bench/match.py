@@ -155,7 +155,7 @@ def _fitted(logits: Tensor, width: int) -> Tensor:
 
 
 def _row(temperature: float, pair: tuple[str, str], tally: Tally, num_prompts: int) -> dict[str, Any]:
-    rates = [name for name in ("one_minus_tv", "lower_bound", "expected_match", "observed_match", "argmax_agreement")]
+    rates = ("one_minus_tv", "lower_bound", "expected_match", "observed_match", "argmax_agreement")
     row: dict[str, Any] = {
         "temperature": temperature,
         "lower": pair[0],

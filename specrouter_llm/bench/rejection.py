@@ -9,6 +9,7 @@ window ("filled"): its tokens are then exactly those that it would have drafted 
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from specrouter_llm.bench.models import Models, encode
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.scheduling.plan import Plan
-from specrouter_llm.scheduling.policy import Observation, RowView
+from specrouter_llm.scheduling.policy import RowView, StepObservation
 from specrouter_llm.types import Completion
 
 OFFERS = (4, 8)
@@ -43,22 +44,22 @@ class Variant:
 
 
 class CountingPolicy:
-    """The same plan for every row, and counts of what it did: verifications and tokens by pair of levels."""
+    """The same plan for every row, and counts of the forwards of each level: one of three rows counts three times."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan_in_use = plan
-        self.verifications: Counter[tuple[str, str]] = Counter()
+        self.use(plan)
 
     def use(self, plan: Plan) -> None:
         """Another plan from now on, with counts of its own."""
-        self.plan_in_use, self.verifications = plan, Counter()
+        self._plan = plan
+        self.forwards: Counter[str] = Counter()
 
     def plan(self, rows: Sequence[RowView]) -> Sequence[Plan]:
-        return [self.plan_in_use] * len(rows)
+        return [self._plan] * len(rows)
 
-    def observe(self, observations: Sequence[Observation]) -> None:
-        for observation in observations:
-            self.verifications.update((trial.lower, trial.upper) for trial in observation.trials)
+    def observe(self, step: StepObservation) -> None:
+        for forward in step.forwards:
+            self.forwards[forward.level] += forward.num_rows
 
 
 def variants(models: Sequence[str], offers: Sequence[int] = OFFERS) -> list[Variant]:
@@ -114,7 +115,9 @@ def measure(
 def _answers(engine: SpecRouter, prompts: Sequence[list[int]], params: SamplingParams, seed: int) -> list[Completion]:
     """One completion per prompt, each with noise of its own."""
     handles = [engine.submit(prompt, params, seed=seed + i) for i, prompt in enumerate(prompts)]
-    return [handle.result()[0].raise_for_error() for handle in handles]
+    answers = [handle.result()[0].raise_for_error() for handle in handles]
+    engine.target_logits(prompts[0])  # answered between two steps: the policy has seen the last one
+    return answers
 
 
 def _row(
@@ -130,7 +133,7 @@ def _row(
     tokens = [float(s.num_committed_tokens) for s in stats]
     committed = sum(tokens)
     stages: dict[str, Any] = {}
-    for lower, upper in zip(levels, levels[1:], strict=False):
+    for lower, upper in itertools.pairwise(levels):
         mine = [next((stage for stage in s.chain if stage.model == lower), None) for s in stats]
         proposed = [float(stage.proposed) if stage else 0.0 for stage in mine]
         accepted = [float(stage.accepted) if stage else 0.0 for stage in mine]
@@ -138,7 +141,6 @@ def _row(
             "proposed": int(sum(proposed)),
             "accepted": int(sum(accepted)),
             "rate": ratio_of_sums(accepted, proposed).as_dict(),
-            "verifications": policy.verifications[lower, upper],
         }
     return {
         "temperature": temperature,
@@ -153,7 +155,7 @@ def _row(
         "target_steps": int(sum(steps)),
         "target_forwards_per_token": ratio_of_sums(steps, tokens).as_dict(),
         "tokens_per_target_step": ratio_of_sums(tokens, steps).as_dict(),
-        "forwards_per_token": _forwards(levels, stages, sum(steps), committed),
+        "forwards_per_token": {name: round(policy.forwards[name] / committed, 4) for name in levels},
         "target_rejected_per_token": _rejected(stages[f"{levels[-2]} > {levels[-1]}"], committed),
         "stages": stages,
         "identical": comparison.identical,
@@ -163,19 +165,9 @@ def _row(
     }
 
 
-def _forwards(
-    levels: Sequence[str], stages: Mapping[str, Mapping[str, Any]], target_steps: float, committed: float
-) -> dict[str, float]:
-    """Forwards of each level per committed token: one per drafted token at the bottom, one per verification above."""
-    counts = {levels[0]: float(stages[f"{levels[0]} > {levels[1]}"]["proposed"])}
-    for lower, middle in zip(levels, levels[1:-1], strict=False):
-        counts[middle] = float(stages[f"{lower} > {middle}"]["verifications"])
-    counts[levels[-1]] = target_steps
-    return {name: round(count / committed, 4) for name, count in counts.items()}
-
-
 def _rejected(stage: Mapping[str, Any], committed: float) -> float:
-    return round((stage["proposed"] - stage["accepted"]) / committed, 4)
+    rejected: int = stage["proposed"] - stage["accepted"]
+    return round(rejected / committed, 4)
 
 
 def table(rows: Sequence[Mapping[str, Any]], label: str) -> Table:

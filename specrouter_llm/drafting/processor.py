@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 from specrouter_llm.drafting.proposer import Proposer
+from specrouter_llm.scheduling.policy import Forward
 from specrouter_llm.state.row import Row
 
 
@@ -18,9 +20,16 @@ class DraftProcessor:
         return name in self._proposers
 
     def propose(
-        self, name: str, rows: Sequence[Row], hypotheses: Sequence[Sequence[int]], wants: Sequence[int]
+        self,
+        name: str,
+        rows: Sequence[Row],
+        hypotheses: Sequence[Sequence[int]],
+        wants: Sequence[int],
+        *,
+        log: list[Forward],
     ) -> list[list[int]]:
         """At most wants[r] tokens after each hypothesis. A proposer that raises is set aside for that row alone."""
+        started = time.perf_counter()
         proposer = self._proposers[name]
         proposals: list[list[int]] = []
         for row, hypothesis, want in zip(rows, hypotheses, wants, strict=True):
@@ -29,4 +38,6 @@ class DraftProcessor:
             except Exception as error:  # a third party's code: whatever it raises, the answer goes on
                 row.set_aside[name] = f"raised {type(error).__name__}: {error}"
                 proposals.append([])
+        num_tokens = sum(len(proposal) for proposal in proposals)
+        log.append(Forward(name, len(rows), num_tokens, 0, time.perf_counter() - started))
         return proposals

@@ -24,7 +24,7 @@ from specrouter_llm.executor import Executor, RowOutcome, StepResult
 from specrouter_llm.router import ChainRouter
 from specrouter_llm.sampling.row import RowSampler
 from specrouter_llm.scheduling.plan import Plan
-from specrouter_llm.scheduling.policy import Observation, RowView
+from specrouter_llm.scheduling.policy import RowObservation, RowView, StepObservation
 from specrouter_llm.state.manager import SlotStatus, StateManager
 from specrouter_llm.state.row import Row
 from specrouter_llm.types import FinishReason, Guarantee, LevelStep, StepInfo
@@ -236,11 +236,11 @@ class Worker:
             else:
                 observations.append(self._deliver(sample, outcome, result))
         try:
-            self._router.observe(observations)
+            self._router.observe(StepObservation(tuple(observations), result.forwards, result.seconds))
         except Exception:  # a third party's policy
             logger.exception("the policy could not learn from a step")
 
-    def _deliver(self, sample: Sample, outcome: RowOutcome, result: StepResult) -> Observation:
+    def _deliver(self, sample: Sample, outcome: RowOutcome, result: StepResult) -> RowObservation:
         """Commits what the stop conditions leave of a step, and passes it on."""
         row = outcome.row
         taken, text = sample.accept(outcome.token_ids)
@@ -249,21 +249,15 @@ class Worker:
             row.count(trial.lower, trial.proposed, trial.accepted, final=trial.upper == self._router.target)
         self._num_committed += len(taken)
         sample.emit(taken, text, sample.logprobs_of(taken, outcome.logits))
-        seconds = tuple(result.seconds_per_model.items())
-        error = self._call_back(sample, outcome, taken, result.seconds, seconds)
+        error = self._call_back(sample, outcome, taken, result)
         if sample.finish_reason is not None:
             self._retire(sample)
         elif error is not None:
             self._fail(sample, error)
-        return Observation(row.row_id, outcome.plan, outcome.trials, len(taken), result.seconds, seconds)
+        return RowObservation(row.row_id, outcome.plan, outcome.trials, len(taken), sample.finish_reason is not None)
 
     def _call_back(
-        self,
-        sample: Sample,
-        outcome: RowOutcome,
-        taken: Sequence[int],
-        seconds: float,
-        seconds_per_model: tuple[tuple[str, float], ...],
+        self, sample: Sample, outcome: RowOutcome, taken: Sequence[int], result: StepResult
     ) -> CallbackError | None:
         on_step = sample.request.on_step
         if on_step is None:
@@ -272,7 +266,8 @@ class Worker:
         for level in outcome.plan.levels[:-1]:
             mine = [trial for trial in outcome.trials if trial.lower == level]
             levels.append(LevelStep(level, sum(t.proposed for t in mine), sum(t.accepted for t in mine)))
-        info = StepInfo(sample.index, outcome.plan.levels, tuple(levels), tuple(taken), seconds, seconds_per_model)
+        times = tuple(result.seconds_per_level.items())
+        info = StepInfo(sample.index, outcome.plan.levels, tuple(levels), tuple(taken), result.seconds, times)
         try:
             on_step(info)
         except Exception as error:  # the user's code: its failure is this request's alone

@@ -30,7 +30,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyp
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Zeros, not empty memory: a masked position has weight 0, but 0 * NaN is NaN."""
+        """Zeros, not empty memory: what lies behind the mask must be finite."""
         self.keys = self._slab(key_states)
         self.values = self._slab(value_states)
 
@@ -39,15 +39,20 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyp
         return torch.zeros(shape, dtype=states.dtype, device=states.device)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes [1, heads, N, size] at the positions of the current forward; returns the whole slabs."""
+        """Writes [1, heads, N, size] at the positions of the current forward; returns the whole slabs.
+
+        What is not finite is stored as 0, for a masked position has weight 0, but 0 * NaN is NaN.
+        """
         if self.keys is None:
             self.lazy_initialization(key_states, value_states)
         context = self._cache.context
         if context is None:
             raise RuntimeError("the slot cache was written to outside of a forward pass")
         index = context.write_index(key_states.device)
-        self.keys.flatten(0, 1).index_copy_(0, index, key_states[0].transpose(0, 1))
-        self.values.flatten(0, 1).index_copy_(0, index, value_states[0].transpose(0, 1))
+        if self is self._cache.layers[-1]:
+            self._cache.mark(key_states, index)
+        self.keys.flatten(0, 1).index_copy_(0, index, _finite(key_states[0].transpose(0, 1)))
+        self.values.flatten(0, 1).index_copy_(0, index, _finite(value_states[0].transpose(0, 1)))
         return self.keys, self.values
 
     def grow(self, capacity: int, used: Sequence[int]) -> None:
@@ -67,6 +72,10 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyp
         return self._cache.capacity
 
 
+def _finite(states: Tensor) -> Tensor:
+    return states.nan_to_num(0.0, 0.0, 0.0)
+
+
 def _grown(slab: Tensor, capacity: int, used: Sequence[int]) -> Tensor:
     grown = torch.zeros((slab.shape[0], capacity, *slab.shape[2:]), dtype=slab.dtype, device=slab.device)
     for slot, length in enumerate(used):
@@ -83,6 +92,8 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
         self.capacity = extent(1)
         self.context: RaggedContext | None = None
         self._used = [0] * num_slots
+        self._broken: Tensor | None = None
+        """[slots, capacity]: positions whose keys and values were not finite, and are stored as zeros."""
         super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
 
     def reserve(self, length: int) -> None:
@@ -94,6 +105,8 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
             return
         for layer in self.layers:
             layer.grow(capacity, self._used)
+        if self._broken is not None:
+            self._broken = _grown(self._broken, capacity, self._used)
         self.capacity = capacity
 
     def begin(self, spans: Sequence[Span]) -> RaggedContext:
@@ -104,12 +117,31 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
         self.context = RaggedContext(spans, self.capacity)
         return self.context
 
+    def mark(self, key_states: Tensor, index: Tensor) -> None:
+        """Notes which of the tokens just written are broken, from the last layer's keys [1, heads, N, size].
+
+        A token that is not finite anywhere below is not finite here: the residual stream carries it up.
+        """
+        if self._broken is None:
+            self._broken = torch.zeros(self.num_slots, self.capacity, dtype=torch.bool, device=key_states.device)
+        self._broken.view(-1).index_copy_(0, index, ~key_states[0].isfinite().all(dim=2).all(dim=0))
+
+    def without_broken(self, logits: Tensor, spans: Sequence[Span]) -> Tensor:
+        """Logits with NaN wherever a token at or before the position is broken: what attention would have passed on."""
+        if self._broken is None or not self._broken.any():
+            return logits
+        ends = [(span.slot, end) for span in spans for end in range(span.end - span.num_logits + 1, span.end + 1)]
+        hit = [bool(self._broken[slot, :end].any()) for slot, end in ends]
+        return logits.masked_fill(torch.tensor(hit, device=logits.device)[:, None], torch.nan)
+
     def clear(self, slot: int) -> None:
-        """Zeroes all that was ever written to a slot: a masked NaN would still poison its next row."""
+        """Zeroes all that was ever written to a slot."""
         for layer in self.layers:
             if layer.keys is not None:
                 layer.keys[slot, : self._used[slot]].zero_()
                 layer.values[slot, : self._used[slot]].zero_()
+        if self._broken is not None:
+            self._broken[slot] = False
         self._used[slot] = 0
 
     @property

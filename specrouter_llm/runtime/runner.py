@@ -32,7 +32,10 @@ class Runner(Protocol):
     guarantee: Guarantee
 
     def forward(self, spans: Sequence[Span]) -> Tensor:
-        """Runs all spans in one pass; returns logits [sum of num_logits, V] in span order, float32 or float64."""
+        """Runs all spans in one pass; returns logits [sum of num_logits, V] in span order, float32 or float64.
+
+        A token whose state is NaN or infinite breaks the logits at its own and later positions of its row, no others.
+        """
         ...
 
     def clear(self, slot: int) -> None:
@@ -97,7 +100,8 @@ class EagerRunner:
             **({"logits_to_keep": wanted} if self._keeps else {}),
         ).logits[0]
         logits: Tensor = output if self._keeps else output[wanted.to(output.device)]
-        return logits if logits.dtype == torch.float64 else logits.float()
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return self._cache.without_broken(logits, spans)
 
     def clear(self, slot: int) -> None:
         with torch.inference_mode():

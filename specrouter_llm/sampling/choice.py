@@ -10,6 +10,7 @@ and 1 - TV (Daliri et al., arXiv 2408.07978).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ class Segment:
     count: int
 
 
-def choose(logits: Tensor, segments: Sequence[Segment]) -> list[list[int] | None]:
-    """Choices of every segment from logits [sum of counts, V]; None where a row holds NaN or nothing finite."""
+def choose(logits: Tensor, segments: Sequence[Segment]) -> list[list[int | None]]:
+    """Choices of every segment from logits [sum of counts, V]; None at a position that holds NaN or nothing finite."""
     scores = _adjusted(logits, segments)
     rows: dict[Warp, list[int]] = {}
     owners: list[tuple[Segment, int]] = []
@@ -42,20 +43,14 @@ def choose(logits: Tensor, segments: Sequence[Segment]) -> list[list[int] | None
         for offset in range(segment.count):
             rows.setdefault(segment.sampler.warp, []).append(len(owners))
             owners.append((segment, offset))
-    best = [0] * len(owners)
-    finite = [False] * len(owners)
+    best: list[int | None] = [None] * len(owners)
     for warp, indices in rows.items():
         block = scores if len(indices) == len(owners) else scores[indices]
         values, ids = _perturbed(block, warp, [owners[i] for i in indices]).max(dim=-1)
         for index, token_id, ok in zip(indices, ids.tolist(), torch.isfinite(values).tolist(), strict=True):
-            best[index], finite[index] = token_id, ok
-    results: list[list[int] | None] = []
-    start = 0
-    for segment in segments:
-        end = start + segment.count
-        results.append(best[start:end] if all(finite[start:end]) else None)
-        start = end
-    return results
+            best[index] = token_id if ok else None
+    ends = itertools.accumulate(segment.count for segment in segments)
+    return [best[end - segment.count : end] for segment, end in zip(segments, ends, strict=True)]
 
 
 def processed(logits: Tensor, segment: Segment) -> Tensor:

@@ -27,21 +27,21 @@ class SamplingParams(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
 
     temperature: float = Field(default=0.0, ge=0.0, le=100.0, allow_inf_nan=False)
-    """0 is greedy: the token with the highest score, ties to the lowest id."""
+    """0 is greedy: the token with the highest score, ties to the lowest id. Else at least 1e-4."""
     top_k: int = Field(default=0, ge=0)
     """Keep the k most likely tokens; 0 keeps all."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     """Keep the smallest set of tokens whose probability reaches top_p."""
     min_p: float = Field(default=0.0, ge=0.0, le=1.0)
     """Keep tokens with at least min_p times the probability of the most likely one."""
-    repetition_penalty: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    repetition_penalty: float = Field(default=1.0, ge=1e-2, le=1e2)
     """Divides positive and multiplies negative scores of tokens that occur in prompt or output (as Hugging Face does)."""
     presence_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
     """Subtracted once from the score of every token that occurs in the output."""
     frequency_penalty: float = Field(default=0.0, ge=-2.0, le=2.0)
     """Subtracted from a token's score for each time that it occurs in the output."""
     logit_bias: dict[_TokenId, float] = Field(default_factory=dict)
-    """Added to the scores of these token ids."""
+    """Added to the scores of these token ids; -inf forbids one."""
     bad_words: tuple[str | tuple[_TokenId, ...], ...] = ()
     """Words, or sequences of token ids, that must not be produced."""
     min_tokens: int = Field(default=0, ge=0)
@@ -84,6 +84,10 @@ class SamplingParams(BaseModel):
             raise ValueError("n > 1 with temperature 0 would give n copies of one answer; set temperature > 0")
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens})")
+        if 0 < self.temperature < 1e-4:
+            raise ValueError(f"temperature must be 0 (greedy) or at least 1e-4, got {self.temperature}")
+        if any(bias != bias or bias == float("inf") for bias in self.logit_bias.values()):
+            raise ValueError("logit_bias must hold finite numbers, or -inf to forbid a token")
         if any(not word for word in self.bad_words):
             raise ValueError("bad_words must not hold an empty word")
         return self

@@ -89,7 +89,8 @@ class RowSampler:
             banned = self._banned(hypothesis[: first + row], scores.shape[1])
             if banned:
                 adjusted[row, banned] = -torch.inf
-        return adjusted
+        # A broken row stays broken even if the ban hits just the token that is NaN.
+        return adjusted.masked_fill_(scores.isnan().any(dim=-1, keepdim=True), torch.nan)
 
     def _penalise_context(self, adjusted: Tensor, raw: Tensor, hypothesis: Sequence[int], first: int) -> None:
         """Penalties for committed tokens (equal in all rows), then for tokens of the hypothesis (row by row).

@@ -33,16 +33,41 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Observation:
+class Forward:
+    """One forward of one level within a step, over all rows that took part."""
+
+    level: str
+    num_rows: int
+    num_tokens: int
+    """Tokens fed, catch-up included, all rows together; tokens proposed for a model-free level."""
+    context: int
+    """Positions attended to, summed over the rows."""
+    seconds: float
+    """Forward and choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowObservation:
     """What one step did with one row."""
 
     row_id: int
     plan: Plan
+    """As it was run: without levels that failed or lagged."""
     trials: tuple[Trial, ...]
     committed: int
+    finished: bool
+    """The row will not be seen again."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepObservation:
+    """What one step did."""
+
+    rows: tuple[RowObservation, ...]
+    forwards: tuple[Forward, ...]
+    """In the order in which they ran."""
     seconds: float
-    """Duration of the whole step, all rows of the batch."""
-    seconds_per_model: tuple[tuple[str, float], ...]
+    """Duration of the whole step."""
 
 
 class Policy(Protocol):
@@ -52,8 +77,8 @@ class Policy(Protocol):
         """One plan per row, each ending with the target. Pure: all learning is in `observe`."""
         ...
 
-    def observe(self, observations: Sequence[Observation]) -> None:
-        """What the last step did, one entry per row."""
+    def observe(self, step: StepObservation) -> None:
+        """What the last step did."""
         ...
 
 
@@ -66,5 +91,5 @@ class FixedPolicy:
     def plan(self, rows: Sequence[RowView]) -> Sequence[Plan]:
         return [self._plan] * len(rows)
 
-    def observe(self, observations: Sequence[Observation]) -> None:
+    def observe(self, step: StepObservation) -> None:
         """A fixed plan has nothing to learn."""

@@ -186,9 +186,9 @@ class StateManager:
                     assert 0 <= lengths[slot] <= len(self._tokens[slot]) - 1, f"{model} slot {slot}: {lengths[slot]}"
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int | None]) -> int:
     """Length of the longest common prefix."""
     limit = min(len(a), len(b))
     if a[:limit] == b[:limit]:
         return limit
-    return next(i for i in range(limit) if a[i] != b[i])
+    return next((i for i in range(limit) if a[i] != b[i]), limit)

@@ -58,7 +58,7 @@ class Row:
 
     def commit(self, token_ids: Sequence[int]) -> None:
         """Tokens became final (the StateManager has already appended them to `token_ids`)."""
-        self.max_token_id = max(self.max_token_id, *token_ids)
+        self.max_token_id = max(self.max_token_id, max(token_ids, default=0))
         self.sampler.commit(token_ids)
         self.num_steps += 1
 

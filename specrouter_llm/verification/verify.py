@@ -6,6 +6,7 @@ mismatch, the *bonus* token its choice after a proposal that was accepted whole.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from specrouter_llm.errors import ModelFailure
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.sampling.choice import Segment, choose
+from specrouter_llm.scheduling.policy import Forward
 from specrouter_llm.state.manager import StateManager, common_prefix
 from specrouter_llm.state.row import Row
 
@@ -24,12 +26,12 @@ class Verification:
     """What a level makes of one proposal."""
 
     token_ids: list[int]
-    """Accepted tokens and one of the level's own; empty if the level could not choose (see `failed`)."""
+    """Accepted tokens and one of the level's own. Without the latter if its logits there were broken; see `failed`."""
     num_proposed: int
     """Tokens of the proposal that were put to the test."""
     num_accepted: int
     failed: bool = False
-    """The level's logits for this row held NaN or nothing finite."""
+    """The level's logits held NaN or nothing finite where its first choice had to be made."""
     logits: Tensor | None = None
     """[num_proposed + 1, V], the raw logits behind the choices; kept on request."""
 
@@ -48,35 +50,42 @@ class VerifyProcessor:
         hypotheses: Sequence[Sequence[int]],
         proposals: Sequence[Sequence[int]],
         *,
+        log: list[Forward],
         keep_logits: bool = False,
     ) -> list[Verification]:
-        """Verifies proposals[r] after row.token_ids + hypotheses[r], all rows in one forward.
+        """Verifies proposals[r] after row.token_ids + hypotheses[r], all rows in one forward, which is added to `log`.
 
         Raises:
             ModelFailure: the forward raised; the lengths of all models are the caller's to restore.
         """
+        started = time.perf_counter()
         runner = self._runners[model]
         tested = [
             self._fitting(runner, row, hypothesis, proposal)
             for row, hypothesis, proposal in zip(rows, hypotheses, proposals, strict=True)
         ]
         contexts = [[*hypothesis, *proposal] for hypothesis, proposal in zip(hypotheses, tested, strict=True)]
-        logits = self._forward(
-            model,
-            [
-                self._state.span(model, row.slot, context, len(proposal) + 1)
-                for row, context, proposal in zip(rows, contexts, tested, strict=True)
-            ],
-        )
+        spans = [
+            self._state.span(model, row.slot, context, len(proposal) + 1)
+            for row, context, proposal in zip(rows, contexts, tested, strict=True)
+        ]
+        logits = self._forward(model, spans)
         segments = [
             Segment(row.sampler, len(row.token_ids) + len(hypothesis), context, len(proposal) + 1)
             for row, hypothesis, context, proposal in zip(rows, hypotheses, contexts, tested, strict=True)
         ]
         blocks = logits.split([segment.count for segment in segments]) if keep_logits else [None] * len(rows)
-        return [
-            _accept(proposal, choices, block)
-            for proposal, choices, block in zip(tested, choose(logits, segments), blocks, strict=True)
-        ]
+        chosen = choose(logits, segments)
+        verified = [_accept(*each) for each in zip(tested, chosen, blocks, strict=True)]
+        fed, context = sum(len(span.token_ids) for span in spans), sum(span.end for span in spans)
+        log.append(Forward(model, len(rows), fed, context, time.perf_counter() - started))
+        return verified
+
+    def fits(self, model: str, row: Row, hypothesis: Sequence[int]) -> bool:
+        """Whether the model can take in the row with this hypothesis: its context is long enough, its vocabulary wide."""
+        runner = self._runners[model]
+        known = all(token_id < runner.vocab_size for token_id in hypothesis)
+        return known and len(row.token_ids) + len(hypothesis) <= runner.context_length
 
     def prefill(self, model: str, slots: Sequence[int], max_tokens: int) -> int:
         """Feeds the next committed tokens of some slots, at most `max_tokens` in all; returns how many were fed.
@@ -114,9 +123,14 @@ class VerifyProcessor:
         return proposal[: max(0, min(size, room))]
 
 
-def _accept(proposal: Sequence[int], choices: Sequence[int] | None, logits: Tensor | None) -> Verification:
-    """The longest prefix of the proposal that equals the level's own choices, plus its next choice."""
-    if choices is None:
-        return Verification([], len(proposal), 0, failed=True)
-    accepted = common_prefix(list(proposal), choices)
-    return Verification(list(choices[: accepted + 1]), len(proposal), accepted, logits=logits)
+def _accept(proposal: Sequence[int], choices: Sequence[int | None], logits: Tensor | None) -> Verification:
+    """The longest prefix of the proposal that equals the level's own choices, plus its next choice.
+
+    Only choices up to the first mismatch count: what a level would say after tokens that it rejects may be anything, NaN
+    included. If the next choice is broken the accepted tokens stand alone, and the next step will fail as plain decoding
+    fails there.
+    """
+    accepted = common_prefix(proposal, choices)
+    own = choices[accepted]
+    tokens = [*proposal[:accepted], *([own] if own is not None else [])]
+    return Verification(tokens, len(proposal), accepted, failed=not tokens, logits=logits)

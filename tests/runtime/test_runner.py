@@ -119,8 +119,8 @@ def test_growth_keeps_what_was_written(model, native):
     assert close_to(native([*short, 9])[-1], logits[1])
 
 
-def test_a_cleared_slot_holds_no_nan():
-    """A row that wrote NaN does not poison the next row of its slot."""
+def test_a_broken_token_breaks_what_follows_and_nothing_else():
+    """NaN reaches its own and later positions of its row; positions before it, and rows after a rejection, are sound."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SHAPE)).double().eval()
     native = copy.deepcopy(model)
@@ -128,13 +128,15 @@ def test_a_cleared_slot_holds_no_nan():
     with torch.no_grad():
         kept = model.model.embed_tokens.weight[5].clone()
         model.model.embed_tokens.weight[5] = torch.nan
-        assert runner.forward([Span(0, 0, [1, 2, 5, 6], 1)]).isnan().all()
+        broken = runner.forward([Span(0, 0, [1, 2, 5, 6], 4)]).isnan().all(dim=1)
         model.model.embed_tokens.weight[5] = kept
-    assert runner.forward([Span(0, 0, [1, 2], 1)]).isnan().any()  # the masked garbage does poison: hence clear
-    runner.clear(0)
+    assert [False, False, True, True] == broken.tolist()
+    assert runner.forward([Span(0, 4, [1], 1)]).isnan().all()  # it is in the row's past, and stays there
     with torch.inference_mode():
-        expected = native(torch.tensor([[1, 2]])).logits[0, -1:]
-    assert close_to(expected, runner.forward([Span(0, 0, [1, 2], 1)]))
+        expected = native(torch.tensor([[1, 2, 3]])).logits[0, -1:]
+    assert close_to(expected, runner.forward([Span(0, 2, [3], 1)]))  # rejected: as if it had never been
+    runner.clear(0)
+    assert close_to(expected, runner.forward([Span(0, 0, [1, 2, 3], 1)]))
 
 
 def test_more_positions_than_the_context_are_refused(model):

@@ -270,14 +270,14 @@ def test_rows_get_in_a_batch_what_they_get_alone(data, count):
 @STEADY
 @given(data=st.data(), count=st.integers(2, 4))
 def test_a_broken_row_fails_alone(value, greedy, data, count):
-    """NaN, +inf or a row without a finite score gives None for its segment; the others choose as without it."""
+    """NaN, +inf or a row without a finite score gives None at its position; all others choose as without it."""
     recipes, blocks = many_segments(data, count)
     broken = data.draw(st.integers(0, count - 1))
     # No bans, so that the broken value is still there after processing.
     recipes[broken] = ({"temperature": 0.0 if greedy else 1.0}, *recipes[broken][1:])
     expected = choose(torch.cat(blocks), [segment_of(*recipe) for recipe in recipes])
-    expected[broken] = None
     row = data.draw(st.integers(0, len(blocks[broken]) - 1))
+    expected[broken] = [None if i == row else choice for i, choice in enumerate(expected[broken])]
     if value == "all -inf":
         blocks[broken][row] = -math.inf
     else:
@@ -290,7 +290,7 @@ def test_bans_that_leave_nothing_give_none():
     words = [(token_id,) for token_id in range(V)]
     for temperature in (0.0, 1.0):
         sampler = RowSampler(SamplingParams(temperature=temperature), seed=0, bad_words=words)
-        assert choose(torch.zeros(1, V), [Segment(sampler, 1, [], 1)]) == [None]
+        assert choose(torch.zeros(1, V), [Segment(sampler, 1, [], 1)]) == [[None]]
 
 
 def test_noise_is_kept_for_all_levels_and_dropped_when_committed():
