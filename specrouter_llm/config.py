@@ -102,6 +102,9 @@ class EngineConfig:
             _require_positive(name, getattr(self, name))
         if self.max_context is not None:
             _require_positive("max_context", self.max_context)
+        for name in ("chain", "windows"):
+            if isinstance(getattr(self, name), (str, int)):
+                raise InvalidParameterError(f"{name} must be a list, got {getattr(self, name)!r}")
         if self.memory_budget is not None:
             parse_bytes(self.memory_budget)
 

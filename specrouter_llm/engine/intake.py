@@ -31,6 +31,9 @@ class RequestOptions:
     tools: Sequence[Any] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("chain", "windows", "draft_sources"):
+            if isinstance(getattr(self, name), (str, int)):
+                raise InvalidParameterError(f"{name} must be a list, got {getattr(self, name)!r}")
         if self.timeout is not None and not self.timeout > 0:
             raise InvalidParameterError(f"timeout must be a positive number of seconds, got {self.timeout!r}")
 
