@@ -113,8 +113,10 @@ class Executor:
                     if failure.model in plan.levels:
                         row.set_aside[failure.model] = f"raised {type(failure.cause).__name__}: {failure.cause}"
                 return self._outcomes(rows, usable, log)
-            if len(rows) == 1:
+            if len(rows) == 1 and usable[0].below is None:
                 return [RowOutcome(rows[0], usable[0], [], error=failure)]
+            if len(rows) == 1:  # the proposal may have been too much for it: what plain decoding can do must not fail
+                return self._outcomes(rows, [Plan((self._target,))], log)
             # Which row it was is not known: each runs alone, and only those that fail alone have failed.
             return [self._outcomes([row], [plan], log)[0] for row, plan in zip(rows, usable, strict=True)]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import FixedPolicy, Policy, RowView, StepObservation
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_WINDOW = 4
 DEFAULT_LOOKUP_WINDOW = 8
@@ -19,6 +22,8 @@ class ChainRouter:
         self._models = tuple(models)
         self._proposers = tuple(proposers)
         self._policy = policy
+        self._sound: set[Plan] = set()
+        """Plans of the policy that have been checked."""
 
     @property
     def target(self) -> str:
@@ -93,7 +98,20 @@ class ChainRouter:
         if not views:
             return []
         policy = self._policy if self._policy is not None else FixedPolicy(self.default_plan())
-        return policy.plan(views)
+        return [self._checked(plan) for plan in policy.plan(views)]
+
+    def _checked(self, plan: Plan) -> Plan:
+        """A policy's plan, or plain decoding if it cannot be run: only the target may have the last word."""
+        if plan not in self._sound:
+            try:
+                if not isinstance(plan, Plan) or plan.top != self.target:
+                    raise InvalidParameterError(f"a plan must end with the target {self.target!r}, got {plan!r}")
+                self._check_levels(plan.levels)
+            except InvalidParameterError as error:
+                logger.warning("the policy's plan is not used: %s", error)
+                return self.target_only
+            self._sound.add(plan)
+        return plan
 
     def observe(self, step: StepObservation) -> None:
         """Passes what a step did to the policy."""

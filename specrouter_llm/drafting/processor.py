@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import time
 from collections.abc import Mapping, Sequence
 
@@ -34,8 +36,9 @@ class DraftProcessor:
         proposals: list[list[int]] = []
         for row, hypothesis, want in zip(rows, hypotheses, wants, strict=True):
             try:
-                proposals.append(list(proposer.propose(row, hypothesis, want))[:want])
-            except Exception as error:  # a third party's code: whatever it raises, the answer goes on
+                proposed = itertools.islice(proposer.propose(row, hypothesis, want), want)
+                proposals.append([operator.index(token_id) for token_id in proposed])
+            except BaseException as error:  # a third party's code: whatever it does, the answer goes on
                 row.set_aside[name] = f"raised {type(error).__name__}: {error}"
                 proposals.append([])
         num_tokens = sum(len(proposal) for proposal in proposals)

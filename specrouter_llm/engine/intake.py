@@ -34,7 +34,11 @@ class RequestOptions:
         for name in ("chain", "windows", "draft_sources"):
             if isinstance(getattr(self, name), (str, int)):
                 raise InvalidParameterError(f"{name} must be a list, got {getattr(self, name)!r}")
-        if self.timeout is not None and not self.timeout > 0:
+        if self.speculation is not None and not isinstance(self.speculation, bool):
+            raise InvalidParameterError(f"speculation must be True, False or None, got {self.speculation!r}")
+        if self.on_step is not None and not callable(self.on_step):
+            raise InvalidParameterError(f"on_step must be a function, got {self.on_step!r}")
+        if self.timeout is not None and not (_is_number(self.timeout) and self.timeout > 0):
             raise InvalidParameterError(f"timeout must be a positive number of seconds, got {self.timeout!r}")
 
 
@@ -101,8 +105,8 @@ class Intake:
         elif _is_chat(prompt):
             with self._encoding:
                 ids = self._require_tokenizer("chats").encode_chat(cast("list[ChatMessage]", prompt), tools=tools)
-        elif isinstance(prompt, Sequence) and all(isinstance(i, int) and not isinstance(i, bool) for i in prompt):
-            ids = cast("list[int]", list(prompt))
+        elif _are_ids(prompt):
+            ids = list(cast("Sequence[int]", prompt))
         else:
             raise InvalidPromptError(
                 f"a prompt is text, a list of token ids or a list of chat messages, got {type(prompt).__name__}"
@@ -124,6 +128,8 @@ class Intake:
 
     def _encode_source(self, source: str | Sequence[int]) -> Sequence[int]:
         if not isinstance(source, str):
+            if not _are_ids(source):
+                raise InvalidParameterError(f"a draft source is text or a list of token ids, got {source!r}")
             return source
         return self._require_tokenizer("text sources").encode_document(source)
 
@@ -162,6 +168,17 @@ def as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if all(isinstance(item, int) for item in prompts):
         return [cast("Prompt", prompts)]
     return [cast("Prompt", prompt) for prompt in prompts]
+
+
+def _are_ids(value: object) -> bool:
+    """Whether a value is a sequence of ints; bytes are one by accident and no token ids."""
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray)):
+        return False
+    return all(isinstance(i, int) and not isinstance(i, bool) for i in value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_chat(prompt: object) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -27,6 +30,9 @@ from specrouter_llm.state.manager import StateManager
 from specrouter_llm.text.stream import TextStream
 from specrouter_llm.text.tokenizer import Tokenizer
 from specrouter_llm.types import Completion, Guarantee, Prompt, StepInfo
+
+_QUEUE_POLL_S = 0.002
+"""How often a call with more prompts than the queue holds looks for room."""
 
 
 class SpecRouter:
@@ -78,6 +84,7 @@ class SpecRouter:
             guarantee=self.guarantee,
             max_queue=self.config.max_queue,
             prefill_chunk=self.config.prefill_chunk,
+            on_stopped=partial(_release, list(runners.values()), on_close),
         )
         self._intake = Intake(
             self._router,
@@ -86,7 +93,7 @@ class SpecRouter:
             eos_ids=frozenset(eos_token_ids),
             max_context=max_context,
         )
-        self._closer = weakref.finalize(self, _shut_down, self._worker, list(runners.values()), on_close)
+        self._closer = weakref.finalize(self, self._worker.close)
 
     @classmethod
     def from_pretrained(
@@ -177,10 +184,8 @@ class SpecRouter:
         requests = self._intake.requests(prompts, params, options)
         handles: list[Handle] = []
         for request in requests:
-            waited = 0
-            while (handle := self._offer(request, may_wait=waited < len(handles))) is None:
-                handles[waited].result()  # backpressure: the queue is full of our own
-                waited += 1
+            while (handle := self._offer(request, may_wait=bool(handles))) is None:
+                time.sleep(_QUEUE_POLL_S)
             handles.append(handle)
         return [completion for handle in handles for completion in handle.result()]
 
@@ -192,10 +197,8 @@ class SpecRouter:
         handles: list[Handle] = []
         try:
             for request in requests:
-                waited = 0
-                while (handle := self._offer(request, may_wait=waited < len(handles))) is None:
-                    await handles[waited].aresult()
-                    waited += 1
+                while (handle := self._offer(request, may_wait=bool(handles))) is None:
+                    await asyncio.sleep(_QUEUE_POLL_S)
                 handles.append(handle)
             return [completion for handle in handles for completion in await handle.aresult()]
         except BaseException:
@@ -319,7 +322,7 @@ class SpecRouter:
         return Handle(request.mailbox, request.params.n, cancel)
 
     def _offer(self, request: Request, *, may_wait: bool) -> Handle | None:
-        """Submits, or returns None if the queue is full and the caller has something of its own to wait for."""
+        """Submits, or returns None if the queue is full and the call has begun: it must not lose what it has started."""
         try:
             return self._submit(request)
         except QueueFullError:
@@ -328,8 +331,7 @@ class SpecRouter:
             raise
 
 
-def _shut_down(worker: Worker, runners: Sequence[Runner], on_close: Callable[[], None] | None) -> None:
-    worker.close()
+def _release(runners: Sequence[Runner], on_close: Callable[[], None] | None) -> None:
     for runner in runners:
         runner.close()
     if on_close is not None:

@@ -64,7 +64,9 @@ class Worker:
         guarantee: Guarantee,
         max_queue: int,
         prefill_chunk: int,
+        on_stopped: Callable[[], None],
     ) -> None:
+        """`on_stopped` runs in the thread when it ends, after which nothing touches the models any more."""
         self._executor = executor
         self._state = state
         self._router = router
@@ -72,6 +74,7 @@ class Worker:
         self._guarantee = guarantee
         self._max_queue = max_queue
         self._prefill_chunk = prefill_chunk
+        self._on_stopped = on_stopped
         self._changed = threading.Condition()
         self._waiting: deque[Sample] = deque()
         self._running: list[Sample] = []
@@ -140,7 +143,7 @@ class Worker:
             )
 
     def close(self) -> None:
-        """Ends all requests as cancelled and the thread. Idempotent."""
+        """Ends all requests as cancelled, and the thread. Idempotent; called by a callback it takes effect after the step."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -150,24 +153,34 @@ class Worker:
     # ---------------------------------------------------------------- the loop
 
     def _run(self) -> None:
-        with torch.inference_mode():
-            while True:
-                with self._changed:
-                    while not (self._waiting or self._running or self._calls or self._closing):
-                        self._changed.wait()
-                    calls, self._calls = self._calls, []
-                    closing = self._closing
-                for call in calls:
-                    call()
-                if closing:
-                    break
-                self._guarded_turn()
-        self._end(lambda sample: (FinishReason.CANCELLED, None))
+        try:
+            with torch.inference_mode():
+                while self._next_turn():
+                    self._guarded_turn()
+        finally:
+            with self._changed:
+                self._closing = True
+                calls = self._calls
+            for call in calls:
+                call()
+            self._end(lambda sample: (FinishReason.CANCELLED, None))
+            self._on_stopped()
+
+    def _next_turn(self) -> bool:
+        """Waits for work, runs what was called for, and says whether to go on."""
+        with self._changed:
+            while not (self._waiting or self._running or self._calls or self._closing):
+                self._changed.wait()
+            calls, self._calls = self._calls, []
+            closing = self._closing
+        for call in calls:
+            call()
+        return not closing
 
     def _guarded_turn(self) -> None:
         try:
             self._turn()
-        except Exception as error:  # a bug of ours must end the requests, not hang their callers
+        except BaseException as error:  # a bug of ours must end the requests, not hang their callers
             logger.exception("the worker failed; all running requests end with an error")
             failure = RequestFailedError(f"internal error: {type(error).__name__}: {error}")
             self._end(lambda sample: (FinishReason.ERROR, failure) if sample.row is not None else None)
@@ -218,7 +231,7 @@ class Worker:
         views = [RowView(r.row_id, len(r.token_ids), r.remaining, r.sampler.params.temperature) for r in rows]
         try:
             plans = self._router.plans(views, [sample.request.plan for sample in ready])
-        except Exception:  # a third party's policy
+        except BaseException:  # a third party's policy
             logger.exception("the policy failed; this step decodes plainly")
             plans = [self._router.target_only] * len(rows)
         return [
@@ -237,7 +250,7 @@ class Worker:
                 observations.append(self._deliver(sample, outcome, result))
         try:
             self._router.observe(StepObservation(tuple(observations), result.forwards, result.seconds))
-        except Exception:  # a third party's policy
+        except BaseException:  # a third party's policy
             logger.exception("the policy could not learn from a step")
 
     def _deliver(self, sample: Sample, outcome: RowOutcome, result: StepResult) -> RowObservation:
@@ -246,7 +259,9 @@ class Worker:
         taken, text = sample.accept(outcome.token_ids)
         self._executor.commit(row, taken)
         for trial in outcome.trials:
-            row.count(trial.lower, trial.proposed, trial.accepted, final=trial.upper == self._router.target)
+            final = trial.upper == self._router.target
+            accepted = min(trial.accepted, len(taken)) if final else trial.accepted  # a stop may cut an accepted run
+            row.count(trial.lower, trial.proposed, accepted, final=final)
         self._num_committed += len(taken)
         sample.emit(taken, text, sample.logprobs_of(taken, outcome.logits))
         error = self._call_back(sample, outcome, taken, result)
@@ -270,7 +285,8 @@ class Worker:
         info = StepInfo(sample.index, outcome.plan.levels, tuple(levels), tuple(taken), result.seconds, times)
         try:
             on_step(info)
-        except Exception as error:  # the user's code: its failure is this request's alone
+        except BaseException as error:  # the user's code, sys.exit included: its failure is this request's alone
+            logger.debug("on_step raised", exc_info=True)
             return CallbackError(f"on_step raised {type(error).__name__}: {error}")
         return None
 

@@ -12,11 +12,14 @@ Every model's cache is a prefix of the committed tokens, possibly a short one: l
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.runner import Runner
+
+logger = logging.getLogger(__name__)
 
 
 class SlotStatus(Enum):
@@ -102,7 +105,10 @@ class StateManager:
         """One model's part of a slot cannot be trusted: its length becomes 0 and its content zero."""
         self._num_valid[model][slot] = 0
         self._tail[model][slot] = []
-        self._runners[model].clear(slot)
+        try:
+            self._runners[model].clear(slot)
+        except Exception:  # a device that is gone; what is left there lies behind the mask, and is finite
+            logger.warning("slot %d of %s could not be cleared", slot, model, exc_info=True)
 
     # ---------------------------------------------------------------- lengths
 

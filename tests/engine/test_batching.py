@@ -463,7 +463,7 @@ def test_on_step_tells_what_happened(tools, options):
                 assert all(0 <= level.accepted <= level.drafted for level in step.levels)
                 top = step.levels[-1].accepted if step.levels else 0
                 assert top + 1 == len(step.committed)
-                spent = dict(step.seconds_per_model)
+                spent = dict(step.seconds_per_level)
                 assert "target" in spent
                 assert all(seconds > 0 for seconds in spent.values())
                 assert step.seconds >= max(spent.values())

@@ -133,7 +133,7 @@ OPTION_ERRORS = {
         {"chain": ["small", "target"]},
         r"unknown level 'small' in chain \['small', 'target'\]; this engine has: ngram, draft, middle, target",
     ),
-    "a name for a chain": ({"chain": "draft"}, "unknown level 'd' in chain .*"),
+    "a name for a chain": ({"chain": "draft"}, "chain must be a list, got 'draft'"),
     "target not last": (
         {"chain": ["target", "draft"]},
         r"the target 'target' must be the last level of a chain, got \['target', 'draft', 'target'\]",

@@ -9,7 +9,9 @@ from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.testing import fake_engine
 
 
-@pytest.mark.parametrize("option", [{"chain": "draft0"}, {"chain": ["draft0"], "windows": 3}, {"draft_sources": "a document"}])
+@pytest.mark.parametrize(
+    "option", [{"chain": "draft0"}, {"chain": ["draft0"], "windows": 3}, {"draft_sources": "a document"}]
+)
 def test_a_single_value_in_place_of_a_list_is_refused(option):
     """Text is a sequence of letters: taking it for a list of levels or documents would be a trap."""
     name = list(option)[-1]

@@ -1,0 +1,203 @@
+"""Code and devices that do their worst: every request still ends, and nobody hangs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from specrouter_llm import FinishReason, Plan, SamplingParams
+from specrouter_llm.errors import CallbackError, InvalidParameterError, InvalidPromptError
+
+pytestmark = pytest.mark.timeout(15)
+
+
+class Offers:
+    """Proposes what it is told to."""
+
+    name = "odd"
+
+    def __init__(self, tokens):
+        self._tokens = tokens
+
+    def propose(self, row, hypothesis, max_tokens):
+        return self._tokens
+
+
+def broken(*args):
+    raise RuntimeError("CUDA error: device-side assert triggered")
+
+
+def test_a_device_that_is_gone_fails_all_requests_and_hangs_nobody(tools):
+    """Where clearing a failed slot raises too (a sticky CUDA error), every request still ends with an error."""
+    with tools.engine_of(tools.family(), max_batch=2) as engine:
+        runner = tools.runner_of(engine, "target")
+        runner.hook, runner.clear = broken, broken
+        completions = engine.generate([[1], [2], [3]], max_tokens=5)
+        assert {"model 'target' failed: RuntimeError: CUDA error: device-side assert triggered"} == {
+            str(completion.error) for completion in completions
+        }
+
+
+def test_a_drafter_that_cannot_be_cleared_is_set_aside(tools):
+    """NaN in a drafter whose clear() raises costs the drafter, not the answer."""
+    functions = tools.family()
+    functions["draft"] = lambda context: torch.full((32,), math.nan)
+    with tools.engine_of(functions, max_batch=2) as engine:
+        expected = engine.generate([[1]], max_tokens=9, speculation=False)[0].token_ids
+        tools.runner_of(engine, "draft").clear = broken
+        assert expected == engine.generate([[1]], max_tokens=9, chain=["draft"])[0].raise_for_error().token_ids
+
+
+def test_closing_in_a_callback_that_then_raises(tools):
+    """close() and an exception in on_step: everything ends, nothing hangs."""
+    engine = tools.engine_of(tools.family(), max_batch=2)
+
+    def on_step(info):
+        engine.close()
+        raise ValueError("and then this")
+
+    handles = [engine.submit([1], max_tokens=50, on_step=on_step), engine.submit([2], max_tokens=50)]
+    assert [FinishReason.ERROR, FinishReason.CANCELLED] == [handle.result()[0].finish_reason for handle in handles]
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+def test_a_callback_that_exits(tools, kind):
+    """sys.exit() (or pytest.fail()) in on_step ends its row as any exception does; it must not kill the worker."""
+
+    def on_step(info):
+        raise kind("bye")
+
+    with tools.engine_of(tools.family(), max_batch=2) as engine:
+        handles = [engine.submit([1], max_tokens=50, on_step=on_step), engine.submit([2], max_tokens=5)]
+        assert isinstance(handles[0].result()[0].error, CallbackError)
+        assert 5 == len(handles[1].result()[0].token_ids)
+
+
+@pytest.mark.parametrize("guess", [31, 30])
+def test_nan_behind_a_rejected_token_is_nobodys_failure(tools, guess):
+    """A target that gives NaN only after a token which it would never choose: plain decoding never sees it."""
+    base = tools.family()["target"]
+
+    def target(context):
+        logits = base(context).clone()
+        logits[[30, 31]] = -50.0
+        return logits * math.nan if 31 in context else logits
+
+    with tools.engine_of({"target": target}, max_batch=2, proposers=[Offers([guess] * 4)]) as engine:
+        expected = engine.generate([[1, 2]], max_tokens=9, speculation=False)[0].raise_for_error()
+        completion = engine.generate([[1, 2]], max_tokens=9, chain=["odd"])[0]
+        assert expected.token_ids == completion.raise_for_error().token_ids
+
+
+def test_a_failing_row_has_the_tokens_of_plain_decoding(tools):
+    """A row whose target gives NaN from a position on ends there, with any chain; the tokens before it are kept."""
+    functions = tools.family()
+    target = functions["target"]
+    functions["target"] = lambda context: target(context) * (math.nan if len(context) >= 12 else 1)
+    with tools.engine_of(functions, max_batch=2) as engine:
+        plain = engine.generate([[1, 2]], max_tokens=30, speculation=False)[0]
+        assert 10 == len(plain.token_ids)
+        for chain, windows in ((["draft"], [4]), (["draft", "middle"], [3, 6])):
+            assert (
+                plain.token_ids == engine.generate([[1, 2]], max_tokens=30, chain=chain, windows=windows)[0].token_ids
+            )
+
+
+def test_a_full_drafter_context_concerns_its_row_only(tools):
+    """A row at the end of a drafter's context gives the drafter up alone: its batch mate drafts on."""
+    functions = {"draft": lambda context: tools.peak(2, 32), "target": lambda context: tools.peak(1, 32)}
+    with tools.engine_of(functions, max_batch=2) as engine:
+        tools.runner_of(engine, "draft").context_length = 14
+        gate = tools.Gate()
+        first = engine.submit([3] * 9, max_tokens=24, chain=["draft"], windows=[4], on_step=gate)
+        gate.wait()
+        mate = engine.submit([4], max_tokens=8, chain=["draft"], windows=[4])
+        gate.open()
+        assert None is mate.result()[0].stats.fallback
+        assert "draft: its context of 14 tokens is full" == first.result()[0].stats.fallback
+
+
+def test_a_drafter_is_never_fed_a_token_that_it_does_not_know(tools):
+    """draft (20 ids) under middle (32 ids) over two rounds: the middle's own token must not reach the draft."""
+    functions = tools.family()
+    functions["draft"] = lambda context, draft=functions["draft"]: draft(context)[:20]
+    params = SamplingParams(max_tokens=24, temperature=1.0, seed=11, top_p=0.95, repetition_penalty=1.1)
+    with tools.engine_of(functions, max_batch=8) as engine:
+        runner, fed = tools.runner_of(engine, "draft"), []
+        runner.vocab_size = 20
+        runner.hook = lambda runner, spans: fed.extend(token_id for span in spans for token_id in span.token_ids)
+        prompts = [[i, 2 * i + 1, 3] for i in range(8)]
+        completions = engine.generate(prompts, params, chain=["draft", "middle"], windows=[3, 6])
+        assert max(fed) < 20  # on CUDA an id beyond the embedding is a device-side assert: the process is lost
+        assert not any("raised" in (completion.stats.fallback or "") for completion in completions)
+
+
+@pytest.mark.parametrize("tokens", [["a"], "abc", [None], [[3]], [1.5]])
+def test_a_proposer_of_things_that_are_no_ids(tools, tokens):
+    """Whatever a proposer returns, the rows go on (it is set aside): here all rows of the batch die."""
+    with tools.engine_of(tools.family(), max_batch=2, proposers=[Offers(tokens)]) as engine:
+        expected = [c.token_ids for c in engine.generate([[1], [2]], max_tokens=9, speculation=False)]
+        handles = [engine.submit([1], max_tokens=9, chain=["odd"]), engine.submit([2], max_tokens=9, speculation=False)]
+        completions = [handle.result()[0].raise_for_error() for handle in handles]
+        assert expected == [completion.token_ids for completion in completions]
+        assert "odd: " in (completions[0].stats.fallback or "")
+
+
+PLANS = {
+    "an unknown level": Plan(("nope", "target"), (3,), (3, 1)),
+    "a plan of another top": Plan(("draft",)),
+    "the target below": Plan(("target", "draft"), (3,), (3, 1)),
+    "None": None,
+    "text": "target",
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_policy_of_impossible_plans(tools, plan):
+    """Any policy leaves every output as it is: an impossible plan is plain decoding, for that row alone."""
+
+    class Policy:
+        def plan(self, rows):
+            return [PLANS[plan]] * len(rows)
+
+        def observe(self, observations):
+            pass
+
+    with tools.engine_of(tools.family(), max_batch=4, policy=Policy()) as engine:
+        expected = [c.token_ids for c in engine.generate([[1], [2]], max_tokens=9, speculation=False)]
+        completions = [completion.raise_for_error() for completion in engine.generate([[1], [2]], max_tokens=9)]
+        assert expected == [completion.token_ids for completion in completions]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "kind"),
+    [
+        (b"abc", {}, InvalidPromptError),  # taken for the ids 97, 98, 99
+        ([1], {"timeout": "5"}, InvalidParameterError),  # TypeError
+        ([1], {"timeout": True}, InvalidParameterError),  # one second
+        ([1], {"on_step": 5}, InvalidParameterError),  # fails at the first step
+        ([1], {"chain": 5}, InvalidParameterError),  # TypeError
+        ([1], {"chain": ["draft"], "windows": 5}, InvalidParameterError),  # TypeError
+        ([1], {"prediction": 3}, InvalidParameterError),  # silently the lookup is set aside
+        ([1], {"draft_sources": [5]}, InvalidParameterError),
+        ([1], {"draft_sources": 5}, InvalidParameterError),  # TypeError
+        ([1], {"speculation": "no"}, InvalidParameterError),  # counts as True
+    ],
+)
+def test_wrong_types_are_refused(tools, prompt, options, kind):
+    """A value of the wrong type is refused before anything is queued."""
+    with tools.engine_of(tools.family(200), vocab_size=200, max_batch=2) as engine:
+        before = engine.stats
+        with pytest.raises(kind):
+            engine.submit(prompt, max_tokens=2, **options)
+        assert before == engine.stats
+
+
+def test_draft_sources_given_as_text(tools, tokenizer):
+    """One document instead of a list of documents is one document (or refused), not one source per character."""
+    size = len(tokenizer)
+    with tools.engine_of(tools.family(size), vocab_size=size, tokenizer=tokenizer, max_batch=1) as engine:
+        with pytest.raises(InvalidParameterError):
+            engine.submit([1], max_tokens=2, draft_sources="a document")
