@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import pytest
 import torch
@@ -54,11 +55,15 @@ def test_closing_in_a_callback_that_then_raises(tools):
     """close() and an exception in on_step: everything ends, nothing hangs."""
     engine = tools.engine_of(tools.family(), max_batch=2)
 
+    both = threading.Event()
+
     def on_step(info):
+        both.wait()
         engine.close()
         raise ValueError("and then this")
 
     handles = [engine.submit([1], max_tokens=50, on_step=on_step), engine.submit([2], max_tokens=50)]
+    both.set()
     assert [FinishReason.ERROR, FinishReason.CANCELLED] == [handle.result()[0].finish_reason for handle in handles]
 
 
@@ -198,6 +203,8 @@ def test_wrong_types_are_refused(tools, prompt, options, kind):
 def test_draft_sources_given_as_text(tools, tokenizer):
     """One document instead of a list of documents is one document (or refused), not one source per character."""
     size = len(tokenizer)
-    with tools.engine_of(tools.family(size), vocab_size=size, tokenizer=tokenizer, max_batch=1) as engine:
-        with pytest.raises(InvalidParameterError):
-            engine.submit([1], max_tokens=2, draft_sources="a document")
+    with (
+        tools.engine_of(tools.family(size), vocab_size=size, tokenizer=tokenizer, max_batch=1) as engine,
+        pytest.raises(InvalidParameterError),
+    ):
+        engine.submit([1], max_tokens=2, draft_sources="a document")
