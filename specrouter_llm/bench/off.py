@@ -19,6 +19,7 @@ from specrouter_llm.bench.bootstrap import Interval, median_of_ratios
 from specrouter_llm.bench.models import Models, encode
 from specrouter_llm.config import ModelSpec
 from specrouter_llm.engine.spec_router import SpecRouter
+from specrouter_llm.pool.demo import DEMO, DEMO_MEMBERS
 from specrouter_llm.pool.pool import ModelPool
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -56,8 +57,6 @@ def measure(
 
 def _family_of(models: Models) -> Sequence[Any] | None:
     """The drafters that `models` would get by default; a loaded target has no family any more."""
-    from specrouter_llm.pool.demo import DEMO, DEMO_MEMBERS
-
     return tuple(f"{DEMO}/{name}" for name in DEMO_MEMBERS[1:]) if models.target == DEMO else None
 
 

@@ -74,6 +74,9 @@ def rejection(
     prompts: Prompts = None,
     limit: Limit = 24,
     temperatures: Temperatures = None,
+    offers: Annotated[
+        list[int] | None, typer.Option("--offer", help="Tokens offered to the target; may be repeated (4 and 8).")
+    ] = None,
     max_tokens: MaxTokens = 64,
     seed: Seed = 0,
     batch: Batch = 8,
@@ -95,6 +98,7 @@ def rejection(
             max_tokens=max_tokens,
             seed=seed,
             batch=batch,
+            offers=offers or experiment.OFFERS,
             advance=advance,
         )
     settings = {"target": label, "max_tokens": max_tokens, "seed": seed, "batch": batch, **_source(prompts, texts)}
