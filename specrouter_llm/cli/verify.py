@@ -14,13 +14,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from specrouter_llm.bench.identity import first_margin
 from specrouter_llm.cli.options import PoolOptions, read_prompts
 from specrouter_llm.engine.spec_router import SpecRouter
-from specrouter_llm.sampling.choice import Segment
 from specrouter_llm.sampling.params import SamplingParams
-from specrouter_llm.sampling.row import RowSampler
 from specrouter_llm.types import Completion
-from specrouter_llm.verification.near_tie import EPSILON, margin
+from specrouter_llm.verification.near_tie import EPSILON
 
 BUILT_IN_PROMPTS = (
     "Tom has 3 boxes with 12 pencils each. He gives away 7 pencils. How many pencils are left?",
@@ -115,28 +114,13 @@ def compare(
         if tokens == expected.token_ids:
             report.identical += 1
             continue
-        size = _first_difference(engine, prompt, params, expected, tokens)
+        size = first_margin(engine, prompt, params, expected, tokens)
         report.largest_margin = max(report.largest_margin, size)
         if size <= epsilon:
             report.near_ties += 1
         else:
             report.different += 1
     return report
-
-
-def _first_difference(
-    engine: SpecRouter, prompt: list[int], params: SamplingParams, expected: Completion, tokens: Sequence[int]
-) -> float:
-    """The margin of the first choice that differs; infinite if one output is a prefix of the other."""
-    pairs = enumerate(zip(expected.token_ids, tokens, strict=False))
-    position = next((i for i, (a, b) in pairs if a != b), None)
-    if position is None:
-        return float("inf")
-    output = list(expected.token_ids[:position])
-    sampler = RowSampler(params, seed=expected.seed, sample=expected.index, prompt_ids=prompt)
-    sampler.commit(output)
-    context = [*prompt, *output]
-    return margin(engine.target_logits(context), Segment(sampler, len(context), (), 1), tokens[position])
 
 
 def _prompt(engine: SpecRouter, text: str, raw: bool) -> Any:

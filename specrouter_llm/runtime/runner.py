@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from specrouter_llm.errors import UnsupportedModelError
 from specrouter_llm.runtime.attention import ATTENTION_NAME, extent
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.cache import SlotCache
@@ -66,14 +68,17 @@ class EagerRunner:
         self._device = model.get_input_embeddings().weight.device
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         num_layers = model.config.get_text_config().num_hidden_layers
-        self._native_attention = model.config._attn_implementation
-        if self._native_attention != ATTENTION_NAME:  # else another engine runs this very model, and has checked it
+        if _lend(model):  # else another engine runs this very model, and has checked it
             inputs = probe_inputs(self.vocab_size)
             model.set_attn_implementation("eager")  # the reference: others silently drop soft-capping in places
             expected = native_logits(model, inputs)
             model.set_attn_implementation(ATTENTION_NAME)
             self._cache = SlotCache(num_layers, len(inputs), extent(1))
-            check_parity(name, self.forward, inputs, expected, model.dtype)
+            try:
+                check_parity(name, self.forward, inputs, expected, model.dtype)
+            except UnsupportedModelError:
+                _give_back(model)
+                raise
         self._cache = SlotCache(num_layers, num_slots, context_length)
 
     def forward(self, spans: Sequence[Span]) -> Tensor:
@@ -113,7 +118,25 @@ class EagerRunner:
         return self._cache.nbytes
 
     def close(self) -> None:
-        """Drops the cache and the model, which works on its own again."""
-        if self._native_attention != ATTENTION_NAME:
-            self._model.set_attn_implementation(self._native_attention)
+        """Drops the cache and the model, which works on its own again when no other runner has it."""
+        _give_back(self._model)
         del self._model, self._cache
+
+
+_lent: WeakKeyDictionary[torch.nn.Module, tuple[str, int]] = WeakKeyDictionary()
+"""Models in use: the attention that each came with, and how many runners have it. A loaded model may serve several."""
+
+
+def _lend(model: PreTrainedModel) -> bool:
+    """Notes one more user of a model; True if it is the first."""
+    native, users = _lent.get(model, (str(model.config._attn_implementation), 0))
+    _lent[model] = (native, users + 1)
+    return not users
+
+
+def _give_back(model: PreTrainedModel) -> None:
+    native, users = _lent.pop(model)
+    if users > 1:
+        _lent[model] = (native, users - 1)
+    else:
+        model.set_attn_implementation(native)

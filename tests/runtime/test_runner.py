@@ -160,6 +160,18 @@ def test_a_closed_runner_gives_the_model_back(model):
         assert torch.equal(expected, model(torch.tensor([[1, 2, 3]]), use_cache=False).logits[0])
 
 
+def test_two_runners_of_one_model_close_in_any_order(model):
+    """A loaded model that serves two engines stays prepared until the last of them is closed."""
+    own = model.config._attn_implementation
+    first = EagerRunner("a", model, num_slots=1, context_length=512)
+    second = EagerRunner("b", model, num_slots=1, context_length=512)
+    expected = second.forward([Span(0, 0, [1, 2, 3], 1)])
+    first.close()
+    assert torch.equal(expected, second.forward([Span(0, 0, [1, 2, 3], 1)]))
+    second.close()
+    assert own == model.config._attn_implementation
+
+
 def test_an_architecture_that_we_run_wrongly_is_refused_at_load():
     """Attention sinks change the logits and are not known to our attention: the check at load notices."""
     torch.manual_seed(0)
@@ -176,3 +188,4 @@ def test_an_architecture_that_we_run_wrongly_is_refused_at_load():
             layer.self_attn.sinks.fill_(2.0)
     with pytest.raises(UnsupportedModelError, match="its logits differ from those of transformers by"):
         EagerRunner("gpt-oss", model, num_slots=1, context_length=512)
+    assert model.config._attn_implementation != ATTENTION_NAME
