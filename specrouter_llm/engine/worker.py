@@ -252,6 +252,9 @@ class Worker:
             self._router.observe(StepObservation(tuple(observations), result.forwards, result.seconds))
         except BaseException:  # a third party's policy
             logger.exception("the policy could not learn from a step")
+        for sample in ready:  # only now: whoever has the result may count on the policy having seen all of it
+            if sample.finish_reason is not None and sample in self._running:
+                self._retire(sample)
 
     def _deliver(self, sample: Sample, outcome: RowOutcome, result: StepResult) -> RowObservation:
         """Commits what the stop conditions leave of a step, and passes it on."""
@@ -265,9 +268,7 @@ class Worker:
         self._num_committed += len(taken)
         sample.emit(taken, text, sample.logprobs_of(taken, outcome.logits))
         error = self._call_back(sample, outcome, taken, result)
-        if sample.finish_reason is not None:
-            self._retire(sample)
-        elif error is not None:
+        if error is not None and sample.finish_reason is None:
             self._fail(sample, error)
         return RowObservation(row.row_id, outcome.plan, outcome.trials, len(taken), sample.finish_reason is not None)
 
