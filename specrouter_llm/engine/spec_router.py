@@ -8,13 +8,14 @@ import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from specrouter_llm.config import EngineConfig, ModelSource
 from specrouter_llm.drafting.ngram import NgramProposer
 from specrouter_llm.drafting.proposer import Proposer
+from specrouter_llm.engine.calibration import measure
 from specrouter_llm.engine.handle import Handle
 from specrouter_llm.engine.intake import Intake, RequestOptions, with_changes
 from specrouter_llm.engine.request import Request, Sample
@@ -25,6 +26,9 @@ from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.router import ChainRouter
 from specrouter_llm.runtime.runner import EagerRunner, Runner
 from specrouter_llm.sampling.params import SamplingParams
+from specrouter_llm.scheduling.adaptive import AdaptivePolicy
+from specrouter_llm.scheduling.explanation import Explanation
+from specrouter_llm.scheduling.latency import LatencyModel
 from specrouter_llm.scheduling.policy import FixedPolicy, Policy
 from specrouter_llm.state.manager import StateManager
 from specrouter_llm.text.stream import TextStream
@@ -65,12 +69,13 @@ class SpecRouter:
         self.tokenizer = tokenizer
         self.labels = {**{name: name for name in runners}, **(labels or {})}
         """How reports call each model: a widened one says so."""
-        free = {p.name: p for p in (proposers if proposers is not None else [NgramProposer()])}
+        free = {p.name: p for p in _proposers(proposers)}
         models = [*(name for name in runners if name != target), target]
         self._router = ChainRouter(models, free, policy=policy)
         default = self._router.resolve(self.config.chain, self.config.windows, self.config.speculation or False)
         if default is not None:
             self._router.use(FixedPolicy(default))
+        self._policy = policy
         self._runners = dict(runners)
         self._state = state = StateManager(runners, self.config.max_batch, prefix_reuse=self.config.prefix_reuse)
         self.levels = (*free, *models)
@@ -106,7 +111,7 @@ class SpecRouter:
         device_map: Any = None,
         quantization_config: Any = None,
         revision: str | None = None,
-        policy: Policy | None = None,
+        policy: Policy | Literal["fixed", "adaptive"] = "fixed",
         proposers: Sequence[Proposer] | None = None,
         progress: bool = True,
         **config: Any,
@@ -118,7 +123,8 @@ class SpecRouter:
             drafts: smaller models with the same vocabulary, in any order.
             dtype, device, device_map, quantization_config, revision: as in transformers, for members that do not say
                 otherwise; quantization_config is the target's.
-            policy: who chooses chains; the default chain is fixed.
+            policy: who chooses chains where the caller does not: "fixed" is one chain for all, "adaptive" measures
+                the models at start-up and chooses from what it sees; any other object with `plan` and `observe`.
             proposers: model-free drafters; n-gram lookup by default.
             progress: whether to show a progress bar while loading.
             config: fields of `EngineConfig` (max_batch, max_context, memory_budget, chain, windows, speculation, ...).
@@ -160,7 +166,7 @@ class SpecRouter:
                 max_context=pool.max_context,
                 config=settings,
                 proposers=proposers,
-                policy=policy,
+                policy=_policy(policy, runners, proposers, progress=progress),
                 labels={member.name: member.label for member in members},
                 on_close=pool.close,
             )
@@ -280,6 +286,15 @@ class SpecRouter:
 
         return self._worker.call(compute)
 
+    def explain(self) -> Explanation | None:
+        """What the adaptive policy knows and why it chooses what it chooses, now; None with any other policy.
+
+        Raises:
+            EngineClosedError: the engine is closed.
+        """
+        policy = self._policy
+        return self._worker.call(policy.explain) if isinstance(policy, AdaptivePolicy) else None
+
     @property
     def dtype(self) -> str:
         """What the target computes in: "float32", "bfloat16", ..."""
@@ -336,6 +351,26 @@ def _release(runners: Sequence[Runner], on_close: Callable[[], None] | None) -> 
         runner.close()
     if on_close is not None:
         on_close()
+
+
+def _policy(
+    policy: Policy | str, runners: Mapping[str, Runner], proposers: Sequence[Proposer] | None, *, progress: bool
+) -> Policy | None:
+    """The policy meant by `policy`; None leaves the router's fixed default."""
+    if policy == "fixed":
+        return None
+    if policy == "adaptive":
+        latency = LatencyModel.fit(measure(runners, progress=progress), overhead=0.0)
+        return AdaptivePolicy(list(runners), [p.name for p in _proposers(proposers)], latency)
+    if isinstance(policy, str) or not hasattr(policy, "plan"):
+        raise InvalidParameterError(
+            f'policy must be "fixed", "adaptive" or an object with plan and observe, got {policy!r}'
+        )
+    return policy
+
+
+def _proposers(given: Sequence[Proposer] | None) -> Sequence[Proposer]:
+    return given if given is not None else [NgramProposer()]
 
 
 def _engine_config(options: Mapping[str, Any]) -> EngineConfig:

@@ -1,0 +1,437 @@
+"""The adaptive policy: the ModelChainScheduler. Measures, estimates, searches, holds on to what works, probes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from specrouter_llm.scheduling.counts import Array
+from specrouter_llm.scheduling.estimates import MAX_WINDOW, Estimates
+from specrouter_llm.scheduling.explanation import Explanation, Journal, Switch
+from specrouter_llm.scheduling.latency import LatencyModel
+from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.scheduling.policy import Forward, RowObservation, RowView, StepObservation
+from specrouter_llm.scheduling.pricing import best_draft, price
+from specrouter_llm.scheduling.probing import CHANGE_LOAN, FIRST_LOAN, PROBE_WINDOW, Prober
+from specrouter_llm.scheduling.rows import Route, RowBook
+from specrouter_llm.scheduling.search import Search, StepChoice
+from specrouter_llm.scheduling.similarity import Similarity, regime
+
+REPLAN_STEPS, LEAST_STEPS = 16, 4
+"""A search is reused for the first number of steps; for the second if an estimate moved materially; not at all if a row
+came or went, or if acceptance has changed."""
+ALL_STEPS = 64
+"""Steps between two searches over all levels, unless a row came or acceptance has changed; those in between look at the
+levels of the best offers only."""
+ACTIVE_OFFERS = 12
+HORIZON = 256
+"""Tokens that a row is expected to go on for, or as many as it has had so far, if it may: `remaining` is a limit, not a
+promise."""
+OPTIMISM, CHANGED_OPTIMISM = 1.5, 2.5
+"""Standard errors above the estimate at which idle chains are looked at for a probe: as a rule, and after a change."""
+NEW_ROW = "a row has come"
+PROBE_CANDIDATES = 8
+ROUTINE_ALPHA = 0.95
+"""A level that has long been idle is tried now and then if at this acceptance it would be the best."""
+SAME_CHAIN_GAIN, OTHER_CHAIN_GAIN = 0.003, 0.015
+"""Predicted gain below which the plans stay: of another window, and of another chain."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    """What `plan` decided; it comes into force in `observe`."""
+
+    key: tuple[int, ...]
+    plans: tuple[Plan, ...]
+    """To be run."""
+    standing: tuple[Plan, ...]
+    """The best known; differs from `plans` in a probe."""
+    predicted: float
+    """Seconds per token of the standing plans, all rows together."""
+    reason: str = ""
+    """Why the standing plans changed; empty if they did not."""
+    gain: float = 0.0
+    probed: int | None = None
+    """The place of the row that probes."""
+    looked: bool | None = None
+    """Whether a search for a probe found one; None if there was no such search."""
+
+
+class AdaptivePolicy:
+    """Chooses chain and windows for every row from measured latencies and counted matches. Not thread-safe."""
+
+    def __init__(
+        self,
+        models: Sequence[str],
+        proposers: Sequence[str] = (),
+        latency: LatencyModel | None = None,
+        prior: Mapping[tuple[str, str], float] | None = None,
+    ) -> None:
+        """Args:
+        models: smallest first, the target last. A chain runs through them in this order.
+        proposers: model-free levels.
+        latency: measured; a level it does not know is tried once and learnt from its first forward.
+        prior: SimScore = 1 - E[TV] by (lower, upper).
+        """
+        self._models = tuple(models)
+        self._proposers = tuple(proposers)
+        self._target = self._models[-1]
+        self._plain = Plan((self._target,))
+        self._latency = latency if latency is not None else LatencyModel()
+        self._similarity = Similarity(models, proposers, prior)
+        self._rows = RowBook()
+        self._prober = Prober()
+        self._journal = Journal()
+        self._step = 0
+        self._searched = 0
+        self._stale = True
+        self._lent = False
+        self._decision: _Decision | None = None
+        self._standing: dict[int, Plan] = {}
+        self._views: dict[int, RowView] = {}
+        self._introduced: dict[str, int] = {}
+        self._shaken = False
+        self._search: Search | None = None
+        self._active: frozenset[int] = frozenset()
+        self._searched_all = 0
+        self._curves: dict[tuple[int, int], tuple[Array, Array]] = {}
+
+    # ---------------------------------------------------------------- the contract of Policy
+
+    def plan(self, rows: Sequence[RowView]) -> Sequence[Plan]:
+        """One plan per row. Called again before `observe`, it says the same."""
+        self._views = {row.row_id: row for row in rows}
+        key = tuple(self._views)
+        decision = self._decision
+        if self._stale or decision is None or decision.key != key:
+            decision = self._decision = self._decide(rows, key)
+            self._stale = False
+        return decision.plans
+
+    def observe(self, step: StepObservation) -> None:
+        """Corrects latencies by the forwards, similarities by the trials, and puts the last decision into force."""
+        self._step += 1
+        self._learn_latency(step)
+        decision = self._decision
+        planned = dict(zip(decision.key, decision.plans, strict=True)) if decision is not None else {}
+        committed = sum(row.committed for row in step.rows)
+        if decision is not None and committed:
+            self._settle(decision, step, committed)
+        for row in step.rows:
+            self._learn_row(row, planned.get(row.row_id))
+        self._stale |= self._due() or self._prober.looks(self._step)
+
+    # ---------------------------------------------------------------- reports
+
+    def explain(self) -> Explanation:
+        """Candidates, the choice, what it was predicted to cost and what it cost, and the switches so far."""
+        decision = self._decision
+        return Explanation(
+            step=self._step,
+            candidates=self._search.candidates() if self._search is not None else (),
+            chosen=tuple(dict.fromkeys(decision.standing)) if decision is not None else (),
+            predicted_seconds_per_token=decision.predicted if decision is not None else math.nan,
+            measured_seconds_per_token=self._journal.seconds_per_token,
+            switches=tuple(self._journal.switches),
+            probes=self._prober.probes,
+            probe_seconds=self._prober.spent,
+        )
+
+    def route_of(self, row_id: int) -> Route | None:
+        """How a row has been decoded so far; the last 256 finished rows are still known."""
+        return self._rows.route(row_id)
+
+    @property
+    def latency(self) -> LatencyModel:
+        """The corrected model, for saving."""
+        return self._latency
+
+    @property
+    def similarity(self) -> Similarity:
+        """The estimates of acceptance."""
+        return self._similarity
+
+    # ---------------------------------------------------------------- deciding
+
+    def _decide(self, rows: Sequence[RowView], key: tuple[int, ...]) -> _Decision:
+        for row_id in self._rows.expire(rows, self._step):
+            self._similarity.forget(row_id)
+            self._standing.pop(row_id, None)
+        if not self._latency.knows(self._target):
+            plain = (self._plain,) * len(rows)
+            return _Decision(key, plain, plain, math.nan, "the target's speed is not known yet")
+        if self._decision is None or self._decision.key != key or self._due():
+            estimates = self._estimates(rows)
+            standing = self._standing_decision(rows, key, estimates)
+        else:
+            estimates = self._estimates(rows)
+            standing = _Decision(key, self._decision.standing, self._decision.standing, self._decision.predicted)
+        return self._probe(rows, standing, estimates)
+
+    def _due(self) -> bool:
+        """Whether the last search is out of date."""
+        age = self._step - self._searched
+        moved = self._latency.moved or self._similarity.moved
+        return age >= REPLAN_STEPS or self._shaken or self._search is None or (moved and age >= LEAST_STEPS)
+
+    def _searched_choice(self, estimates: Estimates, everything: bool) -> StepChoice:
+        """A search over all levels, now and then; in between over those that came out best in the last one."""
+        if everything or self._step - self._searched_all >= ALL_STEPS:
+            self._search = Search(estimates)
+            self._active = frozenset(self._search.levels(ACTIVE_OFFERS))
+            self._searched_all = self._step
+        else:
+            lower = range(estimates.num_lookups, len(estimates.lower))
+            self._search = Search(estimates.without([level for level in lower if level not in self._active]))
+        self._searched = self._step
+        self._shaken = False
+        return self._search.choice()
+
+    def _standing_decision(self, rows: Sequence[RowView], key: tuple[int, ...], estimates: Estimates) -> _Decision:
+        """The best plans by the estimates, or those that stand if they are as good within the noise."""
+        everything = self._shaken or self._search is None or key != tuple(self._standing)
+        choice = self._searched_choice(estimates, everything)
+        before = [self._standing.get(row.row_id) for row in rows]
+        held = tuple(plan for plan in before if plan is not None)
+        if len(held) < len(rows):
+            return _Decision(key, choice.plans, choice.plans, choice.seconds_per_token, NEW_ROW)
+        if any(self._rows[row.row_id].blocked.intersection(plan.levels) for row, plan in zip(rows, held, strict=True)):
+            return _Decision(key, choice.plans, choice.plans, choice.seconds_per_token, "a level is out of use")
+        tokens, seconds = price(held, estimates)
+        now = seconds / tokens
+        gain = 1 - choice.seconds_per_token / now
+        if gain < self._least_gain(held, choice):
+            return _Decision(key, held, held, now)
+        reason = "the batch has changed" if set(key) != set(self._standing) else "the estimates have moved"
+        return _Decision(key, choice.plans, choice.plans, choice.seconds_per_token, reason, gain)
+
+    @staticmethod
+    def _least_gain(held: Sequence[Plan], choice: StepChoice) -> float:
+        """The gain that a switch must promise: more if levels change, for then the estimates of two chains differ."""
+        same = all(old.levels == new.levels for old, new in zip(held, choice.plans, strict=True))
+        return SAME_CHAIN_GAIN if same else OTHER_CHAIN_GAIN
+
+    def _estimates(self, rows: Sequence[RowView], optimism: float = 0.0) -> Estimates:
+        """What a search reads. Reading without optimism settles what has moved."""
+        if not optimism and self._latency.moved:
+            self._latency.settle()
+            self._curves.clear()
+        acceptance = self._similarity.acceptance(
+            [(row.row_id, regime(row.temperature)) for row in rows], optimism=optimism
+        )
+        number = len(rows)
+        context = _bucket(sum(row.num_tokens for row in rows))
+        curves, target_curve = self._curves.get((number, context)) or self._new_curves(number, context)
+        return Estimates(
+            lower=self._similarity.lower,
+            num_lookups=len(self._proposers),
+            target=self._target,
+            num_rows=number,
+            acceptance=acceptance,
+            curves=curves,
+            target_curve=target_curve,
+            overhead=self._latency.overhead,
+            catch_up=self._catch_up(rows),
+            blocked=self._blocked(rows),
+        )
+
+    def _new_curves(self, number: int, context: int) -> tuple[Array, Array]:
+        """What levels cost for a batch of this size; kept until a latency moves."""
+        lower = self._similarity.lower
+        curves = np.full((len(lower), 2, MAX_WINDOW + 2), np.inf)
+        for i, level in enumerate(lower):
+            if i < len(self._proposers):
+                curves[i] = 0.0
+                if self._latency.knows(level):
+                    curves[i, 0] = self._latency.seconds(level, number)
+                    curves[i, 1] = curves[i, 0] / number
+            elif self._latency.knows(level):
+                curves[i, 0] = self._latency.curve(level, number, context, MAX_WINDOW)
+                curves[i, 1] = self._latency.curve(level, 1, max(1, context // number), MAX_WINDOW)
+        target_curve = self._latency.totals(self._target, number * (MAX_WINDOW + 1), context, number)
+        self._curves[number, context] = (curves, target_curve)
+        return curves, target_curve
+
+    def _catch_up(self, rows: Sequence[RowView]) -> Array:
+        """[L] seconds per token of the batch: catching up spread over the tokens to come."""
+        future = sum(self._future(row) for row in rows)
+        return np.array([self._missing_seconds(level, rows) for level in self._similarity.lower]) / future
+
+    def _future(self, row: RowView) -> int:
+        """Tokens that a row is expected to have left."""
+        return max(1, min(row.remaining, max(HORIZON, self._rows[row.row_id].generated)))
+
+    def _missing_seconds(self, level: str, rows: Sequence[RowView]) -> float:
+        """What it costs a model to take in the committed tokens that it lacks, beyond a forward that it runs anyway."""
+        if level in self._proposers or not self._latency.knows(level):
+            return 0.0
+        missing = sum(self._rows[row.row_id].lag(level, row.num_tokens) for row in rows)
+        if missing <= 2 * len(rows):
+            return 0.0
+        return self._latency.seconds(level, missing + 1) - self._latency.seconds(level, 1)
+
+    def _blocked(self, rows: Sequence[RowView]) -> Array:
+        """[R, L] 1 where the engine keeps leaving a level out."""
+        lower = self._similarity.lower
+        table = np.zeros((len(rows), len(lower)))
+        for r, row in enumerate(rows):
+            for level in self._rows[row.row_id].blocked:
+                if level in lower:
+                    table[r, lower.index(level)] = 1.0
+        return table
+
+    # ---------------------------------------------------------------- probing
+
+    def _probe(self, rows: Sequence[RowView], standing: _Decision, estimates: Estimates) -> _Decision:
+        """The standing plans with one row on another chain, if one looks worth it at an optimistic estimate."""
+        if not self._lent:
+            worth = FIRST_LOAN * len(self._similarity.lower)
+            self._prober.lend(max(CHANGE_LOAN, worth) * estimates.plain_seconds, self._step)
+        elif standing.reason == NEW_ROW:
+            self._prober.look_now(self._step)
+        place = self._step % len(rows)
+        unknown = self._unknown(rows[place])
+        if unknown is not None:
+            return self._probe_decision(standing, place, Plan.chain([unknown, self._target], [2]))
+        if not self._prober.looks(self._step):
+            return standing
+        chosen = self._promising(rows, standing, estimates, place)
+        return replace(standing, looked=False) if chosen is None else replace(chosen, looked=True)
+
+    def _promising(
+        self, rows: Sequence[RowView], standing: _Decision, estimates: Estimates, place: int
+    ) -> _Decision | None:
+        """The best chain for one row, at optimistic estimates, that beats the standing plans and that may be tried."""
+        tokens, seconds = price(standing.standing, estimates)
+        pace = seconds / tokens
+        optimism = CHANGED_OPTIMISM if self._prober.eager(self._step) else OPTIMISM
+        for candidate in Search(self._estimates(rows, optimism)).candidates()[:PROBE_CANDIDATES]:
+            hope = pace - candidate.seconds_per_token
+            if hope <= OTHER_CHAIN_GAIN * pace:
+                break
+            decision = self._trial(rows, standing, estimates, place, candidate.plan, pace, hope)
+            if decision is not None:
+                return decision
+        for level in self._similarity.idle(rows[place].row_id, self._step):
+            if best_draft(estimates, level, ROUTINE_ALPHA) < pace:
+                plan = Plan.chain([estimates.lower[level], self._target], [PROBE_WINDOW])
+                decision = self._trial(rows, standing, estimates, place, plan, pace, 0.0)
+                if decision is not None:
+                    return decision
+        return None
+
+    def _trial(
+        self,
+        rows: Sequence[RowView],
+        standing: _Decision,
+        estimates: Estimates,
+        place: int,
+        plan: Plan,
+        pace: float,
+        hope: float,
+    ) -> _Decision | None:
+        """One row on another chain with small windows, if the budget allows; `hope` in seconds per token."""
+        if plan.levels in (standing.standing[place].levels, self._plain.levels):
+            return None
+        if self._rows[rows[place].row_id].blocked.intersection(plan.levels):
+            return None
+        small = Plan.chain(plan.levels, [min(window, PROBE_WINDOW) for window in plan.windows])
+        decision = self._probe_decision(standing, place, small)
+        tokens, seconds = price(decision.plans, estimates)
+        regret = seconds - tokens * pace
+        regret += sum(self._missing_seconds(level, rows[place : place + 1]) for level in plan.levels[:-1])
+        gain = hope * self._future(rows[place])
+        return decision if self._prober.allows(plan.levels, regret, gain, self._step) else None
+
+    def _unknown(self, row: RowView) -> str | None:
+        """A drafter that has never run and is not waiting to be tried again."""
+        blocked = self._rows[row.row_id].blocked
+        waiting = (level for level in self._models[:-1] if not self._latency.knows(level) and level not in blocked)
+        return next((level for level in waiting if self._step >= self._introduced.get(level, 0)), None)
+
+    @staticmethod
+    def _probe_decision(standing: _Decision, place: int, plan: Plan) -> _Decision:
+        plans = tuple(plan if i == place else other for i, other in enumerate(standing.standing))
+        return replace(standing, plans=plans, probed=place)
+
+    # ---------------------------------------------------------------- learning
+
+    def _learn_latency(self, step: StepObservation) -> None:
+        spent = 0.0
+        for forward in step.forwards:
+            spent += forward.seconds
+            if forward.level in self._proposers:
+                forward = Forward(forward.level, forward.num_rows, forward.num_rows, 0, forward.seconds)
+            self._latency.observe(forward)
+        self._latency.observe_overhead(step.seconds - spent)
+
+    def _settle(self, decision: _Decision, step: StepObservation, committed: int) -> None:
+        """Journal, switches, and what a probe cost."""
+        self._prober.earn(step.seconds)
+        if decision.looked is not None:
+            self._prober.looked(decision.looked, self._step)
+        self._lent = self._lent or not math.isnan(decision.predicted)
+        before = tuple(dict.fromkeys(self._standing.get(row_id, self._plain) for row_id in decision.key))
+        after = tuple(dict.fromkeys(decision.standing))
+        if decision.reason and before != after:
+            self._journal.switched(Switch(self._step, before, after, decision.reason, decision.gain))
+        self._standing = dict(zip(decision.key, decision.standing, strict=True))
+        if decision.probed is None:
+            self._journal.measured(step.seconds, committed)
+            return
+        self._stale = True
+        levels = decision.plans[decision.probed].levels
+        run = next((row for row in step.rows if row.row_id == decision.key[decision.probed]), None)
+        if not self._latency.knows(levels[0]):
+            self._introduced[levels[0]] = self._step + REPLAN_STEPS
+        if run is None or run.plan.levels != levels or math.isnan(decision.predicted):
+            self._prober.result(levels, 0.0, False, self._step)
+            return
+        success = self._similarity.surprise(run.row_id, regime(self._views[run.row_id].temperature), run.trials) >= 0
+        self._prober.result(levels, step.seconds - committed * decision.predicted, success, self._step)
+
+    def _learn_row(self, row: RowObservation, planned: Plan | None) -> None:
+        view = self._views.get(row.row_id)
+        if view is None:  # a row with a forced chain: its regime is not known
+            return
+        bucket = regime(view.temperature)
+        self._rows[row.row_id].observe(planned, row, view.num_tokens)
+        if self._similarity.observe(row.row_id, bucket, row.trials, self._step):
+            self._shaken = True
+            self._similarity.doubt(row.row_id, self._step)
+            if self._latency.knows(self._target):
+                self._prober.lend(CHANGE_LOAN * self._latency.seconds(self._target, 1), self._step)
+        for name in self._proposers:
+            self._learn_lookup(name, row, bucket, view.remaining)
+        if row.finished:
+            self._rows.finish(row.row_id)
+            self._similarity.forget(row.row_id)
+
+    def _learn_lookup(self, name: str, row: RowObservation, bucket: int, remaining: int) -> None:
+        """How often and how long a model-free level proposed. A call that proposed nothing leaves no trial."""
+        trials = [trial for trial in row.trials if trial.lower == name]
+        lengths = [trial.proposed for trial in trials]
+        plan = row.plan
+        if name not in plan.levels or remaining <= 1:  # not used; it may still have been scored beside the plan
+            misses = ends = 0
+        elif len(plan.levels) == 2:
+            misses = 0 if trials else 1
+            ends = sum(length < min(plan.windows[0], remaining - 1) for length in lengths)
+        else:
+            # each round of the level above offers what it accepted and one token of its own
+            above = sum(trial.proposed for trial in row.trials if trial.lower == plan.levels[1])
+            misses = max(0, above - sum(trial.accepted + 1 for trial in trials))
+            ends, room = 0, min(plan.windows[1], remaining - 1) - 1 - misses
+            for trial in trials:
+                ends += trial.proposed < min(plan.windows[0], room)
+                room -= trial.accepted + 1
+        if lengths or misses:
+            self._similarity.observe_lookup(row.row_id, bucket, name, lengths, misses, ends, self._step)
+
+
+def _bucket(context: int) -> int:
+    """Contexts within about 10 % of each other share curves."""
+    return int(2 ** (round(4 * math.log2(max(context, 1))) / 4))

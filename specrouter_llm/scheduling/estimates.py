@@ -1,0 +1,53 @@
+"""Everything that a search reads, as arrays: what levels cost for this batch and how often they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from specrouter_llm.scheduling.counts import Array
+from specrouter_llm.scheduling.similarity import Acceptance
+
+MAX_WINDOW = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """Lower levels are numbered as in `lower`: the model-free ones first, then the drafters, smallest first."""
+
+    lower: tuple[str, ...]
+    num_lookups: int
+    target: str
+    num_rows: int
+    acceptance: Acceptance
+    curves: Array
+    """[L, 2, MAX_WINDOW + 2]: seconds of a forward in which each row feeds n tokens; of the whole batch, and of one row
+    (of average context) alone. Infinite for a level that is not to be used. Model-free levels: entry 1 is a lookup."""
+    target_curve: Array
+    """[num_rows * (MAX_WINDOW + 1) + 1]: seconds of the target's forward over n tokens in all, entry 0 is 0."""
+    overhead: float
+    catch_up: Array
+    """[L] seconds per committed token of the batch that a level's missing tokens cost, spread over the rows' future."""
+    blocked: Array
+    """[R, L] 1 where a row cannot use a level."""
+
+    @property
+    def plain_seconds(self) -> float:
+        """Seconds of a step in which every row decodes plainly."""
+        return self.overhead + float(self.target_curve[self.num_rows])
+
+    def target_seconds(self, tokens: Array | float) -> Array:
+        """Seconds of the target's forward over any number of tokens in all."""
+        grid = np.arange(len(self.target_curve), dtype=np.float64)
+        return np.asarray(np.interp(tokens, grid, self.target_curve), dtype=np.float64)
+
+    def without(self, levels: Sequence[int]) -> Estimates:
+        """The same with some lower levels priced out."""
+        curves = self.curves.copy()
+        curves[list(levels)] = np.inf
+        return Estimates(
+            self.lower, self.num_lookups, self.target, self.num_rows, self.acceptance, curves, self.target_curve,
+            self.overhead, self.catch_up, self.blocked,
+        )  # fmt: skip

@@ -1,0 +1,220 @@
+"""Offers: what each level can propose, at what cost. Dynamic programming from the lowest level up.
+
+An offer is a sub-chain with its windows and rounds. It costs seconds and brings a random number of tokens, given by its
+survival function S[k] = P(at least k tokens), k = 1 ... 16. A level that verifies an offer of the level below accepts
+at least k of it with chance S[k] alpha^k and adds one token of its own, so
+
+    seconds of a round = seconds(offer) + V(1) + sum_k S[k] (V(k + 1) - V(k))      yield Y:  P(Y > k) = S[k] alpha^k
+
+and r rounds bring the sum of r yields. This is exact where acceptances are independent; for a lowest model, which
+drafts w tokens in w forwards, S is 1 up to w. Since alpha depends on the pair only, the best offers of a level do not
+depend on what lies above it: each level keeps the cheapest offer of each expected length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from specrouter_llm.scheduling.counts import Array
+from specrouter_llm.scheduling.estimates import MAX_WINDOW, Estimates
+
+Ints = npt.NDArray[np.int64]
+
+ROUNDS = np.array([1, 2, 3, 4, 6, 8])
+LOOKUP_WINDOWS = (1, 2, 4, 6, 8, 12, 16)
+PLACES = np.arange(1, MAX_WINDOW + 1)
+_OWN_SURVIVAL = np.tril(np.ones((MAX_WINDOW, MAX_WINDOW)))
+_SHIFT = np.maximum(np.arange(MAX_WINDOW)[None, :] - np.arange(MAX_WINDOW)[:, None], 0)
+_FORWARD = np.triu(np.ones((MAX_WINDOW, MAX_WINDOW)))
+_NO_SUB = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A sub-chain by level number, lowest first. `windows[-1]` is what the top offers at most."""
+
+    levels: tuple[int, ...]
+    windows: tuple[int, ...]
+    rounds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Offers:
+    """K offers, of one level or of many."""
+
+    level: Ints
+    """[K] who offers."""
+    seconds: Array
+    """[K, 2] of the whole batch, of one row alone."""
+    survival: Array
+    """[K, MAX_WINDOW]"""
+    window: Ints
+    """[K] tokens at most."""
+    rounds: Ints
+    """[K] rounds of the level itself."""
+    catch_up: Array
+    """[K] seconds per committed token."""
+    sub: Ints
+    """[K] number of the offer below in the table, -1 for none."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Offers]) -> Offers:
+        """All offers of all parts, in order."""
+        return cls(
+            np.concatenate([part.level for part in parts]),
+            np.concatenate([part.seconds for part in parts]),
+            np.concatenate([part.survival for part in parts]),
+            np.concatenate([part.window for part in parts]),
+            np.concatenate([part.rounds for part in parts]),
+            np.concatenate([part.catch_up for part in parts]),
+            np.concatenate([part.sub for part in parts]),
+        )
+
+    def taken(self, index: Ints) -> Offers:
+        """Some of the offers."""
+        return Offers(
+            self.level[index], self.seconds[index], self.survival[index], self.window[index], self.rounds[index],
+            self.catch_up[index], self.sub[index],
+        )  # fmt: skip
+
+    def chain(self, number: int) -> Chain:
+        """The sub-chain behind an offer of the whole table."""
+        levels: list[int] = []
+        windows: list[int] = []
+        rounds: list[int] = []
+        while number != _NO_SUB:
+            levels.insert(0, int(self.level[number]))
+            windows.insert(0, int(self.window[number]))
+            rounds.insert(0, int(self.rounds[number]))
+            number = int(self.sub[number])
+        return Chain(tuple(levels), tuple(windows), tuple(rounds))
+
+
+def all_offers(estimates: Estimates) -> Offers:
+    """The table: the best offers of every level, model-free ones first, then model by model from the smallest."""
+    parts = [lookup_offers(level, estimates) for level in range(estimates.num_lookups)]
+    powers = estimates.acceptance.pairs[:, :, None] ** PLACES
+    middle = _middle_levels(estimates, powers[:, -1])
+    for level in range(estimates.num_lookups, len(estimates.lower)):
+        curve = estimates.curves[level]
+        if not np.isfinite(curve[0, 1]):
+            continue
+        offers = own_offers(level, estimates)
+        if parts and middle[level]:
+            column = level - estimates.num_lookups
+            verified = _verified_offers(level, curve, powers[:, column], estimates, Offers.joined(parts))
+            if verified is not None:
+                offers = _cheapest(Offers.joined([offers, verified]))
+        parts.append(offers)
+    return Offers.joined(parts) if parts else own_offers(0, estimates).taken(np.zeros(0, dtype=np.int64))
+
+
+def _middle_levels(estimates: Estimates, powers: Array) -> npt.NDArray[np.bool_]:
+    """[L] whether a level can pay as a verifier: even if its drafts were free and all the target accepts came at once,
+    a step would take V_i(1) + V_T(1) for 1 / (1 - alpha) tokens; that must beat the best draft by one model alone."""
+    rows = estimates.num_rows
+    first = estimates.curves[:, 0, 1]
+    fed = estimates.target_seconds(rows * (1 + PLACES).astype(np.float64))
+    tokens = rows * (1.0 + np.cumsum(powers, axis=1))
+    drafted = (estimates.overhead + PLACES * first[:, None] + fed) / tokens
+    drafted = drafted[estimates.num_lookups :]
+    best = min(float(drafted.min()) if drafted.size else np.inf, estimates.plain_seconds / rows)
+    floor = (first + estimates.plain_seconds) * (1.0 - powers[:, 0]) / rows
+    useful: npt.NDArray[np.bool_] = floor < best
+    return useful
+
+
+def own_offers(level: int, estimates: Estimates) -> Offers:
+    """A model that drafts alone: w tokens in w forwards."""
+    return Offers(
+        level=np.full(MAX_WINDOW, level),
+        seconds=np.outer(PLACES, estimates.curves[level][:, 1]),
+        survival=_OWN_SURVIVAL,
+        window=PLACES,
+        rounds=PLACES,
+        catch_up=np.full(MAX_WINDOW, estimates.catch_up[level]),
+        sub=np.full(MAX_WINDOW, _NO_SUB),
+    )
+
+
+def lookup_offers(level: int, estimates: Estimates) -> Offers:
+    """A model-free level: with chance h it proposes, and goes on after each token with chance s: S[k] = h s^(k - 1)."""
+    windows = np.array(LOOKUP_WINDOWS)
+    hit, stay = estimates.acceptance.hits[:, level].mean(), estimates.acceptance.stays[:, level].mean()
+    ones = np.ones(len(windows), dtype=np.int64)
+    return Offers(
+        level=ones * level,
+        seconds=np.tile(estimates.curves[level][:, 1], (len(windows), 1)),
+        survival=np.where(windows[:, None] >= PLACES, hit * stay ** (PLACES - 1), 0.0),
+        window=windows,
+        rounds=ones,
+        catch_up=np.zeros(len(windows)),
+        sub=ones * _NO_SUB,
+    )
+
+
+def round_of(seconds: Array, survival: Array, powers: Array, curve: Array) -> tuple[Array, Array]:
+    """One verification of offers by a level: ([K, 2] seconds, [K, MAX_WINDOW + 1] survival of the yield)."""
+    accepted = survival * powers
+    cost = seconds + curve[:, 1] + survival @ (curve[:, 2:] - curve[:, 1:-1]).T
+    return cost, np.concatenate([np.ones((len(survival), 1)), accepted], axis=1)
+
+
+def rounds_of(cost: Array, yields: Array, counts: Ints) -> tuple[Array, Array]:
+    """Up to r rounds, ending early at 16 tokens: [C, K, 2] seconds and [C, K, MAX_WINDOW] survival, r by counts."""
+    chance = np.zeros((len(yields), MAX_WINDOW))  # P(Y = y), y = 0 ... 15
+    chance[:, 1:] = yields[:, : MAX_WINDOW - 1] - yields[:, 1:MAX_WINDOW]
+    step = chance[:, _SHIFT] * _FORWARD
+    grown = np.empty((int(counts[-1]), len(yields), MAX_WINDOW))  # P(sum = s) after each round
+    grown[0] = chance
+    for done in range(1, len(grown)):
+        np.matmul(grown[done - 1][:, None, :], step, out=grown[done][:, None, :])
+    below = np.cumsum(grown, axis=2)
+    run = np.ones((len(grown), len(yields)))
+    np.cumsum(below[:-1, :, -1], axis=0, out=run[1:])
+    run[1:] += 1.0
+    return cost * run[counts - 1][:, :, None], np.maximum(1.0 - below[counts - 1], 0.0)
+
+
+def _verified_offers(level: int, curve: Array, powers: Array, estimates: Estimates, below: Offers) -> Offers | None:
+    """Rounds of a model over the offers below it, as far as they beat its drafting alone."""
+    cost, yields = round_of(below.seconds, below.survival, powers[below.level], curve)
+    mean = yields.sum(axis=1)
+    price = cost[:, 0] / mean
+    useful = np.flatnonzero(price < curve[0, 1])
+    if not len(useful):
+        return None
+    length = np.searchsorted((1.5, 2.5, 3.5, 5.5, 8.5, 12.5), mean[useful])
+    best = useful[_first_of_each(length, price[useful])]
+    seconds, survival = rounds_of(cost[best], yields[best], ROUNDS)
+    times = len(ROUNDS)
+    rounds = np.repeat(ROUNDS, len(best))
+    return Offers(
+        level=np.full(times * len(best), level),
+        seconds=seconds.reshape(-1, 2),
+        survival=survival.reshape(-1, MAX_WINDOW),
+        window=np.minimum(MAX_WINDOW, rounds * np.tile(below.window[best] + 1, times)),
+        rounds=rounds,
+        catch_up=np.tile(below.catch_up[best] + estimates.catch_up[level], times),
+        sub=np.tile(best, times),
+    )
+
+
+def _cheapest(offers: Offers) -> Offers:
+    """For each expected length the offer with the least seconds per token."""
+    mean = offers.survival.sum(axis=1)
+    return offers.taken(_first_of_each(np.rint(mean).astype(np.int64), offers.seconds[:, 0] / mean))
+
+
+def _first_of_each(group: Ints, key: Array) -> Ints:
+    """The index of the least key in each group."""
+    order = np.lexsort((key, group))
+    sorted_groups = group[order]
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = sorted_groups[1:] != sorted_groups[:-1]
+    chosen: Ints = order[first]
+    return chosen

@@ -1,0 +1,75 @@
+"""What given plans are expected to cost and to bring: the same arithmetic as the search, for plans it did not make."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from specrouter_llm.scheduling.counts import Array
+from specrouter_llm.scheduling.estimates import MAX_WINDOW, Estimates
+from specrouter_llm.scheduling.offers import PLACES, round_of, rounds_of
+from specrouter_llm.scheduling.plan import Plan
+
+
+def price(plans: Sequence[Plan], estimates: Estimates) -> tuple[float, float]:
+    """Expected tokens and seconds of a step, all rows; infinite seconds if a plan cannot be run."""
+    rows = estimates.num_rows
+    tokens = fed = float(rows)
+    seconds = estimates.overhead
+    groups: dict[Plan, list[int]] = {}
+    for row, plan in enumerate(plans):
+        if plan.below is not None:
+            groups.setdefault(plan.below, []).append(row)
+    for below, members in groups.items():
+        numbers = [estimates.lower.index(level) if level in estimates.lower else -1 for level in below.levels]
+        if min(numbers) < 0:
+            return tokens, np.inf
+        longest = max(plans[row].window for row in members)
+        cost, survival = _offer(below, numbers, longest, members, estimates)
+        share = (len(members) - 1) / max(1, rows - 1)
+        gained = 0.0
+        for row in members:
+            reach = survival * (plans[row].window >= PLACES)
+            gained += float(reach @ estimates.acceptance.target[row, numbers[-1]] ** PLACES)
+            fed += float(reach.sum())
+        catch_up = float(estimates.catch_up[numbers].sum()) * len(members) / rows
+        tokens += gained
+        seconds += float(cost[1] + share * (cost[0] - cost[1])) + catch_up * tokens
+    return tokens, seconds + float(estimates.target_seconds(fed))
+
+
+def best_draft(estimates: Estimates, level: int, alpha: float) -> float:
+    """Seconds per token, all rows together, if one level drafted for all at this acceptance and its best window."""
+    rows = estimates.num_rows
+    tokens = rows * (1 + np.cumsum(alpha**PLACES))
+    draft = estimates.curves[level, 0, 1] * (1 if level < estimates.num_lookups else PLACES)
+    seconds = estimates.overhead + draft + estimates.target_seconds(rows * (1 + PLACES).astype(np.float64))
+    return float((seconds / tokens).min())
+
+
+def _offer(
+    below: Plan, numbers: Sequence[int], window: int, members: Sequence[int], estimates: Estimates
+) -> tuple[Array, Array]:
+    """([2] seconds for the batch and for one row, [MAX_WINDOW] survival) of a sub-chain."""
+    lookup = numbers[0] < estimates.num_lookups
+    windows = (*below.windows, window)
+    cost: Array = np.zeros(2)
+    survival: Array = np.zeros(MAX_WINDOW)
+    for position, number in enumerate(numbers):
+        curve = estimates.curves[number]
+        if position == 0 and lookup:
+            hit = float(estimates.acceptance.hits[list(members), number].mean())
+            stay = float(estimates.acceptance.stays[list(members), number].mean())
+            cost, survival = curve[:, 1] * len(members), hit * np.power(stay, PLACES - 1, dtype=np.float64)
+        elif position == 0:
+            drafted = min(below.rounds[0], windows[0])
+            cost, survival = drafted * curve[:, 1], (drafted >= PLACES).astype(np.float64)
+        else:
+            column = number - estimates.num_lookups
+            powers = estimates.acceptance.pairs[numbers[position - 1], column] ** PLACES
+            each, yields = round_of(cost[None], survival[None], powers[None], curve)
+            seconds, reached = rounds_of(each, yields, np.array([below.rounds[position]]))
+            cost, survival = seconds[0][0], reached[0][0]
+        survival = survival * (windows[position] >= PLACES)
+    return cost, survival

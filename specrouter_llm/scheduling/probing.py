@@ -1,0 +1,100 @@
+"""Probing: idle chains are tried now and then, so that the scheduler is not blind to what it does not run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SHARE = 0.01
+"""Share of the time that probes may cost, as regret: what a probe step took beyond what the standing plan would have
+taken for the same tokens."""
+PROBE_WINDOW = 4
+"""Tokens that a probe asks of each level at most."""
+FIRST_LOAN = 0.6
+"""Plain steps' worth of regret per lower level that may be spent ahead at the start, when nothing was ever counted."""
+CHANGE_LOAN = 2.0
+"""Plain steps' worth of regret that may be spent ahead when acceptance has changed."""
+CHANGE_STEPS, CHANGE_STAKE = 50, 0.1
+"""For so many steps after a change, and after the start, a probe may also cost this share of what it may gain."""
+EAGER_STEPS = 8
+"""The same after a probe that went as well as expected: its models have caught up, so more of it is cheap."""
+FIRST_PAUSE, LONGEST_PAUSE = 4, 512
+"""Steps until a chain whose probe failed is tried again; doubled by each failure."""
+LOOK, LOOK_LATER, LOOK_CHANGED = 8, 32, 4
+"""Steps between two searches for something to probe: as a rule, after one that found nothing, and soon after a change."""
+
+
+@dataclass(slots=True)
+class _Pause:
+    length: int = 0
+    until: int = 0
+
+
+class Prober:
+    """The budget of probes and who has to wait."""
+
+    def __init__(self) -> None:
+        self._balance = 0.0
+        self._pauses: dict[tuple[str, ...], _Pause] = {}
+        self._next_look = 0
+        self._spent = 0.0
+        self._eager_until = 0
+        self.probes = 0
+
+    @property
+    def spent(self) -> float:
+        """Seconds of regret so far."""
+        return self._spent
+
+    def earn(self, seconds: float) -> None:
+        """A step has passed."""
+        self._balance += SHARE * seconds
+
+    def lend(self, seconds: float, step: int) -> None:
+        """The start, or a change: what was learnt about idle chains is void, so all may be tried again at once."""
+        self._balance = max(self._balance, seconds)
+        self._pauses.clear()
+        self._eager_until = step + CHANGE_STEPS
+        self._next_look = step
+
+    def eager(self, step: int) -> bool:
+        """Whether the start, a change or a probe that went well was not long ago."""
+        return step < self._eager_until
+
+    def looks(self, step: int) -> bool:
+        """Whether it is time to search for something to probe."""
+        return step >= self._next_look and (self._balance > 0 or self.eager(step))
+
+    def look_now(self, step: int) -> None:
+        """A row has come: its models have little to catch up with, probes are cheap."""
+        self._next_look = min(self._next_look, step)
+
+    def looked(self, found: bool, step: int) -> None:
+        pause = LOOK_CHANGED if self.eager(step) else LOOK if found else LOOK_LATER
+        self._next_look = step + pause
+
+    def allows(self, levels: tuple[str, ...], regret: float, gain: float, step: int) -> bool:
+        """Whether a chain may be tried.
+
+        Args:
+            regret: expected cost in seconds, catching up included. Within the budget it may be spent; soon after a change
+                also if it is small against what may be gained.
+            gain: seconds that the chain would save until the row's end, at an optimistic estimate.
+        """
+        pause = self._pauses.get(levels)
+        if pause is not None and step < pause.until:
+            return False
+        return regret <= self._balance or (self.eager(step) and regret <= CHANGE_STAKE * gain)
+
+    def result(self, levels: tuple[str, ...], regret: float, success: bool, step: int) -> None:
+        """A probe was run. One that went as well as expected may be repeated at once."""
+        self.probes += 1
+        self._spent += max(regret, 0.0)
+        self._balance -= max(regret, 0.0)
+        if success:
+            self._pauses.pop(levels, None)
+            self._next_look = step
+            self._eager_until = max(self._eager_until, step + EAGER_STEPS)
+            return
+        pause = self._pauses.setdefault(levels, _Pause())
+        pause.length = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * pause.length))
+        pause.until = step + pause.length

@@ -1,0 +1,249 @@
+"""The search: the plan of every row of a step, at the least expected seconds per token.
+
+All rows of a batch wait for one target forward, so the plans are made for the step. The objective is the expected
+tokens of all rows over the expected seconds of the step,
+
+    sum_r A_r / (overhead + draft phases + V_T(sum_r (w_r + 1)))
+
+with A = 1 + sum_k S[k] alpha^k, which is (1 - alpha^(w + 1)) / (1 - alpha) for a draft of w tokens. A chain is paid once
+for the rows that use it; each row then takes the best on offer: the chain's proposal or the beginning of it, a
+model-free one, or nothing. The ratio is maximised as Dinkelbach does: at a price of theta tokens per second every row
+chooses for itself, and theta follows. With one row this is T_eff = min(V_T(1), min [C(w) + V_T(w + 1)] / A(alpha, w)).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from specrouter_llm.scheduling.counts import Array
+from specrouter_llm.scheduling.estimates import Estimates
+from specrouter_llm.scheduling.offers import LOOKUP_WINDOWS, PLACES, Ints, all_offers
+from specrouter_llm.scheduling.plan import Plan
+
+CANDIDATES = 24
+"""Offers that are compared row by row; the others lose on the rows' mean already."""
+PASSES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to run the whole batch."""
+
+    plan: Plan
+    seconds_per_token: float
+    """Predicted; all rows together, so a batch of R rows shows each row R times this."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepChoice:
+    """What a search found."""
+
+    plans: tuple[Plan, ...]
+    tokens: float
+    """Expected tokens of the step, all rows."""
+    seconds: float
+    """Expected duration of the step."""
+
+    @property
+    def seconds_per_token(self) -> float:
+        return self.seconds / self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Shares:
+    """What rows take of C candidates at one price: the step's tokens and seconds with each."""
+
+    taken: Ints
+    """[R, C] tokens asked of the candidate, 0 where the row does without."""
+    tokens: Array
+    seconds: Array
+
+    @property
+    def best(self) -> int:
+        return int(np.argmin(self.seconds / self.tokens))
+
+
+class Search:
+    """One search over one set of estimates."""
+
+    def __init__(self, estimates: Estimates) -> None:
+        self._estimates = estimates
+        self._table = all_offers(estimates)
+        self._powers = estimates.acceptance.target[:, :, None] ** PLACES
+        self._ranked, self._price = self._rank()
+        self._numbers = self._ranked[:CANDIDATES]
+        self._offers = self._table.taken(self._numbers)
+        self._lookup_gains = self._lookups()
+
+    def choice(self) -> StepChoice:
+        """The best step. Plain decoding of every row is always among what is compared."""
+        best_plans = self._plans(np.zeros(self._estimates.num_rows, dtype=np.int64), None, np.inf)
+        tokens, seconds = float(self._estimates.num_rows), self._estimates.plain_seconds
+        for _ in range(PASSES if self._estimates.num_rows > 1 or self._lookup_gains is not None else 1):
+            theta = tokens / seconds
+            for shares in self._all_shares(theta):
+                i = shares.best
+                if shares.tokens[i] / shares.seconds[i] > tokens / seconds * (1 + 1e-9):
+                    tokens, seconds = float(shares.tokens[i]), float(shares.seconds[i])
+                    best_plans = self._plans(shares.taken[:, i], i if i < len(self._numbers) else None, theta)
+            if tokens / seconds <= theta * (1 + 1e-6):
+                break
+        return StepChoice(tuple(best_plans), tokens, seconds)
+
+    # ---------------------------------------------------------------- all rows alike
+
+    def levels(self, count: int) -> set[int]:
+        """The lower levels of the best `count` offers."""
+        return {level for number in self._ranked[:count] for level in self._table.chain(int(number)).levels}
+
+    def _rank(self) -> tuple[Ints, Array]:
+        """Offers by seconds per token if every row takes the whole of them."""
+        estimates, table = self._estimates, self._table
+        rows = estimates.num_rows
+        if not len(table.level):
+            return np.zeros(0, dtype=np.int64), np.zeros(0)
+        accepted = np.einsum("ok,rok->o", table.survival, self._powers[:, table.level])
+        tokens = rows + accepted
+        seconds = (
+            estimates.overhead
+            + table.seconds[:, 0]
+            + estimates.target_seconds(rows * (1 + table.survival.sum(axis=1)))
+            + tokens * table.catch_up
+        )
+        price = seconds / tokens
+        return np.argsort(price), price
+
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Plain decoding and the best offer of each chain, best first."""
+        estimates = self._estimates
+        plain = Candidate(Plan((estimates.target,)), estimates.plain_seconds / estimates.num_rows)
+        found: dict[tuple[int, ...], Candidate] = {(): plain}
+        for number in self._ranked[:64]:
+            chain = self._table.chain(int(number))
+            if chain.levels not in found:
+                plan = self._plan(int(number), int(self._table.window[number]))
+                found[chain.levels] = Candidate(plan, float(self._price[number]))
+        return tuple(sorted(found.values(), key=lambda candidate: candidate.seconds_per_token))
+
+    # ---------------------------------------------------------------- each row for itself
+
+    def _lookups(self) -> tuple[Array, Array] | None:
+        """[R, P, K] accepted and offered tokens at each place of the model-free proposals."""
+        count = self._estimates.num_lookups
+        if not count:
+            return None
+        acceptance = self._estimates.acceptance
+        offered = acceptance.hits[:, :, None] * acceptance.stays[:, :, None] ** (PLACES - 1)
+        offered = np.where(self._estimates.blocked[:, :count, None] > 0, 0.0, offered)
+        return offered * self._powers[:, :count], offered
+
+    def _aside(self, theta: float, slope: float) -> tuple[Array, Ints, Ints, Array, Array]:
+        """What each row does without a model: its gain at this price, the lookup (or -1), its window, tokens, offered."""
+        rows = self._estimates.num_rows
+        nothing = np.zeros(rows)
+        if self._lookup_gains is None:
+            return nothing, np.full(rows, -1), np.zeros(rows, dtype=np.int64), nothing, nothing
+        accepted, offered = (np.cumsum(part, axis=2)[:, :, np.array(LOOKUP_WINDOWS) - 1] for part in self._lookup_gains)
+        cost = self._estimates.curves[: self._estimates.num_lookups, 1, 1]
+        gains = (accepted - theta * (slope * offered + cost[None, :, None])).reshape(rows, -1)
+        best = np.argmax(gains, axis=1)
+        every = np.arange(rows)
+        gain = gains[every, best]
+        used = gain > 0
+        lookup = np.where(used, best // len(LOOKUP_WINDOWS), -1)
+        window = np.where(used, np.array(LOOKUP_WINDOWS)[best % len(LOOKUP_WINDOWS)], 0)
+        return (
+            np.where(used, gain, 0.0),
+            lookup,
+            window,
+            np.where(used, accepted.reshape(rows, -1)[every, best], 0.0),
+            np.where(used, offered.reshape(rows, -1)[every, best], 0.0),
+        )
+
+    def _slope(self) -> float:
+        """Seconds per further token of the target's forward."""
+        rows = self._estimates.num_rows
+        low, high = self._estimates.target_seconds(np.array([rows * 2.0, rows * 6.0]))
+        return float(high - low) / (4.0 * rows)
+
+    def _all_shares(self, theta: float) -> list[_Shares]:
+        """Candidates taken by all rows whole, and taken by each row as far as they pay; the last one is none at all."""
+        slope = self._slope()
+        gain, lookup, _, tokens, offered = self._aside(theta, slope)
+        offers, rows = self._offers, self._estimates.num_rows
+        blocked = self._blocked()
+        width = len(self._numbers)
+        whole = np.broadcast_to(offers.window, (rows, width)) * (blocked == 0)
+        shares = [self._share(whole, lookup, tokens, offered)]
+        if rows > 1 and width:
+            extra = np.maximum(offers.seconds[:, 0] - offers.seconds[:, 1], 0.0) / (rows - 1)
+            draft = extra / np.maximum(offers.survival.sum(axis=1), 1e-9)
+            value = offers.survival * (self._powers[:, offers.level] - theta * (slope + draft)[None, :, None])
+            total = np.cumsum(value, axis=2)
+            end = np.argmax(total, axis=2)
+            reached = np.take_along_axis(total, end[:, :, None], axis=2)[:, :, 0]
+            part = np.where((reached > gain[:, None]) & (blocked == 0), np.minimum(end + 1, offers.window), 0)
+            shares.append(self._share(part, lookup, tokens, offered))
+        return shares
+
+    def _blocked(self) -> Array:
+        """[R, C] positive where a row cannot use a candidate's levels."""
+        blocked = self._estimates.blocked
+        if not blocked.any():
+            return np.zeros((self._estimates.num_rows, len(self._numbers)))
+        return np.array([blocked[:, list(self._table.chain(int(n)).levels)].sum(axis=1) for n in self._numbers]).T
+
+    def _share(self, taken: Ints, lookup: Ints, aside: Array, aside_offered: Array) -> _Shares:
+        """Tokens and seconds of the step with each candidate, and without any (the last entry)."""
+        estimates, offers = self._estimates, self._offers
+        rows, width = taken.shape
+        taken = np.concatenate([taken, np.zeros((rows, 1), dtype=taken.dtype)], axis=1)
+        inside = taken[:, :width, None] >= PLACES
+        reach = np.where(inside, offers.survival, 0.0)
+        accepted = np.zeros((rows, width + 1))
+        fed = np.zeros((rows, width + 1))
+        accepted[:, :width] = (reach * self._powers[:, offers.level]).sum(axis=2)
+        fed[:, :width] = reach.sum(axis=2)
+        alone = taken == 0
+        accepted = np.where(alone, aside[:, None], accepted)
+        fed = np.where(alone, aside_offered[:, None], fed)
+        tokens = 1.0 * rows + accepted.sum(axis=0)
+        users = rows - alone.sum(axis=0)
+        share = (users[:width] - 1) / max(1, rows - 1)
+        draft = np.zeros(width + 1)
+        draft[:width] = offers.seconds[:, 1] + share * (offers.seconds[:, 0] - offers.seconds[:, 1])
+        draft[:width] += tokens[:width] * offers.catch_up * users[:width] / rows
+        if estimates.num_lookups:
+            cost = np.where(lookup >= 0, estimates.curves[np.maximum(lookup, 0), 1, 1], 0.0)
+            draft += (alone * cost[:, None]).sum(axis=0)
+        draft[:width] = np.where(users[:width] > 0, draft[:width], np.inf)
+        seconds = estimates.overhead + draft + estimates.target_seconds(rows + fed.sum(axis=0))
+        return _Shares(taken, tokens, seconds)
+
+    # ---------------------------------------------------------------- plans
+
+    def _plan(self, number: int, window: int) -> Plan:
+        """A candidate as a plan of which a row takes `window` tokens; its group is formed by levels and rounds."""
+        estimates = self._estimates
+        chain = self._table.chain(number)
+        names = (*(estimates.lower[level] for level in chain.levels), estimates.target)
+        return Plan(names, (*chain.windows[:-1], window), (*chain.rounds, 1))
+
+    def _plans(self, taken: Ints, candidate: int | None, theta: float) -> list[Plan]:
+        """One plan per row."""
+        estimates = self._estimates
+        plain = Plan((estimates.target,))
+        if not np.isfinite(theta):
+            return [plain] * estimates.num_rows
+        _, lookup, windows, _, _ = self._aside(theta, self._slope())
+        plans = []
+        for row in range(estimates.num_rows):
+            if candidate is not None and taken[row]:
+                plans.append(self._plan(int(self._numbers[candidate]), int(taken[row])))
+            elif lookup[row] >= 0:
+                plans.append(Plan((estimates.lower[lookup[row]], estimates.target), (int(windows[row]),), (1, 1)))
+            else:
+                plans.append(plain)
+        return plans

@@ -1,0 +1,280 @@
+"""Similarity: how often one level's tokens are another level's choices.
+
+alpha(lower, upper) is the chance that the upper level accepts the next token of the lower one, given that it accepted
+those before. Its prior is SimScore = 1 - E[TV] (SpecRouter, arXiv 2505.07680), its evidence are counted matches.
+
+A verification of n tokens that accepts a < n of them has seen a successes and one failure; what came after the first
+mismatch was never put to the test. So the estimate is accepted / (accepted + first rejections). accepted / proposed is
+biased low: for alpha = 0.8 and windows of 8 it tends to 0.42.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from specrouter_llm.scheduling.counts import Array, Counts, Memory
+from specrouter_llm.scheduling.policy import Trial
+
+SIMSCORE_STRENGTH = 12.0
+"""Trials that a measured SimScore is worth."""
+DEFAULT_PRIOR = 0.6
+DEFAULT_STRENGTH = 3.0
+"""Trials that the default prior is worth."""
+ROW_STRENGTH = 32.0
+"""Trials that the workload's estimate is worth to a row."""
+OWN_STRENGTH = 3.0
+"""The same for a pair whose short memory has shown that this row is not like the workload."""
+SHARED_WEIGHT = 4.0
+"""Optimism about a row counts what the workload knows up to this many times the strength."""
+LOOKUP_STRENGTH = 8.0
+"""Calls that the workload's hit rate is worth to a row: texts differ in what they repeat."""
+HIT_PRIOR, STAY_PRIOR = 0.5, 0.85
+"""A model-free level proposes something half of the time, and goes on after each token with this chance."""
+WORKLOAD_MEMORY = Memory(long=2000.0, short=100.0, idle=2000.0)
+ROW_MEMORY = Memory(long=300.0, short=24.0, idle=150.0)
+FADE_EVERY = 16
+"""Steps."""
+IDLE_STEPS = 64
+"""A level without trials during so many steps of a row is idle."""
+
+
+def regime(temperature: float) -> int:
+    """Bucket of a temperature: 0, (0, 0.5], (0.5, 1], above."""
+    if temperature <= 0:
+        return 0
+    return 1 if temperature <= 0.5 else 2 if temperature <= 1 else 3
+
+
+def expected_match(simscore: float, bucket: int) -> float:
+    """The prior of alpha from SimScore.
+
+    With shared Gumbel noise the chance of equal choices lies between (1 - TV) / (1 + TV) and 1 - TV (Daliri et al.,
+    arXiv 2408.07978); the middle is within 0.02 of what was measured on softmax pairs. Greedy has no noise: SimScore as is.
+    """
+    if bucket == 0:
+        return simscore
+    return simscore * (0.5 + 0.5 / (2 - simscore))
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """What a search needs of R rows, L lower levels (model-free ones first), M models (the target last)."""
+
+    pairs: Array
+    """[L, M] mean over the rows."""
+    target: Array
+    """[R, L] each row's alpha to the target."""
+    hits: Array
+    """[R, P] chance that a model-free level proposes anything."""
+    stays: Array
+    """[R, P] chance that its proposal goes on after each token."""
+
+
+class _Evidence:
+    """Matches, hits and lengths of one row or of the whole workload."""
+
+    def __init__(self, num_lower: int, num_models: int, num_lookups: int, memory: Memory) -> None:
+        self.matches = Counts((num_lower, num_models), memory)
+        self.lookups = Counts((num_lookups, 2), memory)
+        self.strength = np.full((num_lower, num_models), ROW_STRENGTH)
+        """Trials that the workload's estimate is worth to this row."""
+        self.reported: Array | None = None
+
+
+class Similarity:
+    """alpha of every pair, per sampling regime and request. Not thread-safe."""
+
+    def __init__(
+        self, models: Sequence[str], proposers: Sequence[str] = (), prior: Mapping[tuple[str, str], float] | None = None
+    ) -> None:
+        self.lower = (*proposers, *models[:-1])
+        self.models = tuple(models)
+        self._num_lookups = len(proposers)
+        self._row_of = {name: i for i, name in enumerate(self.lower)}
+        self._column_of = {name: i for i, name in enumerate(self.models)}
+        self._priors = [self._prior_table(prior or {}, bucket) for bucket in range(4)]
+        self._workload: dict[int, _Evidence] = {}
+        self._rows: dict[int, tuple[int, _Evidence]] = {}
+        self._faded = 0
+        self.moved = False
+        """Whether a value moved materially since the last `acceptance`: by 0.1 (1 - alpha) + 0.005."""
+
+    def _prior_table(self, prior: Mapping[tuple[str, str], float], bucket: int) -> tuple[Array, Array]:
+        """[L, M] prior means and their strengths."""
+        mean = np.full((len(self.lower), len(self.models)), DEFAULT_PRIOR)
+        strength = np.full_like(mean, DEFAULT_STRENGTH)
+        for (lower, upper), score in prior.items():
+            if lower in self._row_of and upper in self._column_of:
+                cell = (self._row_of[lower], self._column_of[upper])
+                mean[cell] = min(max(expected_match(score, bucket), 0.01), 0.99)
+                strength[cell] = SIMSCORE_STRENGTH
+        return mean, strength
+
+    def _new(self, memory: Memory) -> _Evidence:
+        return _Evidence(len(self.lower), len(self.models), self._num_lookups, memory)
+
+    def _evidence(self, row_id: int, bucket: int) -> _Evidence:
+        found = self._rows.get(row_id)
+        if found is None or found[0] != bucket:
+            found = self._rows[row_id] = (bucket, self._new(ROW_MEMORY))
+        return found[1]
+
+    # ---------------------------------------------------------------- learning
+
+    def observe(self, row_id: int, bucket: int, trials: Sequence[Trial], step: int) -> bool:
+        """Counts a row's trials; tells whether they show that an acceptance has changed."""
+        if step - self._faded >= FADE_EVERY:
+            self._faded = step
+            for evidence in (*self._workload.values(), *(row for _, row in self._rows.values())):
+                evidence.matches.fade(step)
+                evidence.lookups.fade(step)
+        changed = False
+        workload = self._workload.setdefault(bucket, self._new(WORKLOAD_MEMORY))
+        own = self._evidence(row_id, bucket)
+        for lower, upper, accepted, missed in _merged(trials):
+            if lower not in self._row_of or upper not in self._column_of:
+                continue
+            cell = (self._row_of[lower], self._column_of[upper])
+            workload.matches.add(cell, accepted, missed, step)
+            if own.matches.add(cell, accepted, missed, step, self._alpha(cell, bucket, own)):
+                changed = True
+                own.strength[cell] = OWN_STRENGTH
+            if own.reported is not None and not self.moved:
+                before = float(own.reported[cell])
+                self.moved = abs(self._alpha(cell, bucket, own) - before) > 0.1 * (1 - before) + 0.005
+        self.moved |= changed
+        return changed
+
+    def observe_lookup(
+        self, row_id: int, bucket: int, name: str, lengths: Sequence[int], misses: int, ends: int, step: int
+    ) -> None:
+        """Counts what a model-free level proposed.
+
+        Args:
+            lengths: of its proposals.
+            misses: calls that proposed nothing.
+            ends: proposals that were shorter than what was asked.
+        """
+        cell = self._row_of.get(name, self._num_lookups)
+        if cell >= self._num_lookups:
+            return
+        goes_on = sum(length - 1 for length in lengths)
+        for table in (self._workload.setdefault(bucket, self._new(WORKLOAD_MEMORY)), self._evidence(row_id, bucket)):
+            if lengths or misses:
+                self.moved |= table.lookups.add((cell, 0), len(lengths), misses, step)
+            if goes_on or ends:
+                table.lookups.add((cell, 1), goes_on, ends, step)
+
+    def surprise(self, row_id: int, bucket: int, trials: Sequence[Trial]) -> float:
+        """Accepted tokens beyond what was expected of these trials, before they are observed; -1 if there were none."""
+        found = [(alpha, a, m) for lower, upper, a, m in _merged(trials) if (
+            alpha := self._known_alpha(lower, upper, bucket, row_id)) is not None]  # fmt: skip
+        return sum(a - alpha * (a + m) for alpha, a, m in found) if found else -1.0
+
+    def _known_alpha(self, lower: str, upper: str, bucket: int, row_id: int) -> float | None:
+        if lower not in self._row_of or upper not in self._column_of:
+            return None
+        return self.alpha(lower, upper, bucket, row_id)
+
+    def doubt(self, row_id: int, step: int) -> None:
+        """The row's text has changed: of pairs not seen in the last steps neither its own counts nor the workload's
+        say much any more."""
+        found = self._rows.get(row_id)
+        if found is not None:
+            stale = found[1].matches.discount(0.25, step - FADE_EVERY)
+            found[1].strength[stale] = OWN_STRENGTH
+
+    def idle(self, row_id: int, step: int) -> list[int]:
+        """Lower levels that the target has not verified for a row lately, longest ago first."""
+        found = self._rows.get(row_id)
+        if found is None:
+            return []
+        ages = step - found[1].matches.last[:, -1]
+        return [int(i) for i in np.argsort(-ages, kind="stable") if ages[i] > IDLE_STEPS]
+
+    def forget(self, row_id: int) -> None:
+        """Drops a finished row."""
+        self._rows.pop(row_id, None)
+
+    # ---------------------------------------------------------------- reading
+
+    def alpha(self, lower: str, upper: str, bucket: int = 0, row_id: int | None = None) -> float:
+        """The estimate for one pair: of the row if it is known, else of the workload."""
+        cell = (self._row_of[lower], self._column_of[upper])
+        found = self._rows.get(row_id) if row_id is not None else None
+        return self._alpha(cell, bucket, found[1] if found is not None and found[0] == bucket else None)
+
+    def _alpha(self, cell: tuple[int, int], bucket: int, own: _Evidence | None) -> float:
+        mean, strength = (float(table[cell]) for table in self._priors[bucket])
+        workload = self._workload.get(bucket)
+        if workload is not None:
+            counts = workload.matches
+            mean = (float(counts.hits[cell]) + strength * mean) / (float(counts.total[cell]) + strength)
+        if own is not None:
+            counts = own.matches
+            strength = float(own.strength[cell])
+            mean = (float(counts.hits[cell]) + strength * mean) / (float(counts.total[cell]) + strength)
+        return mean
+
+    def acceptance(self, rows: Sequence[tuple[int, int]], optimism: float = 0.0) -> Acceptance:
+        """Arrays for a search over rows (row_id, regime), `optimism` standard errors above the estimates.
+
+        Without optimism the estimates count as read: `moved` starts anew.
+        """
+        pairs, target, hits, stays = [], [], [], []
+        for row_id, bucket in rows:
+            own = self._evidence(row_id, bucket)
+            alpha = self._table(bucket, own, optimism)
+            if not optimism:
+                own.reported = alpha
+            pairs.append(alpha)
+            target.append(alpha[:, -1])
+            length = self._lookup_table(bucket, own)
+            hits.append(length[:, 0])
+            stays.append(length[:, 1])
+        if not optimism:
+            self.moved = False
+        mean = pairs[0] if len(pairs) == 1 else np.mean(pairs, axis=0)
+        return Acceptance(mean, np.array(target), np.array(hits), np.array(stays))
+
+    def _table(self, bucket: int, own: _Evidence, optimism: float) -> Array:
+        """[L, M] shrunk estimates: the row towards the workload towards the prior."""
+        prior, strength = self._priors[bucket]
+        workload = self._workload.get(bucket)
+        known: Array = strength
+        if workload is not None:
+            known = workload.matches.total + strength
+            prior = (workload.matches.hits + strength * prior) / known
+        counts = own.matches
+        mean: Array = (counts.hits + own.strength * prior) / (counts.total + own.strength)
+        if optimism:
+            rate = np.clip(mean, 0.1, 0.9)
+            weight = counts.total + np.minimum(known, SHARED_WEIGHT * own.strength)
+            mean = mean + optimism * np.sqrt(rate * (1 - rate) / (weight + 1))
+        clipped: Array = np.clip(mean, 0.005, 0.995)
+        return clipped
+
+    def _lookup_table(self, bucket: int, own: _Evidence) -> Array:
+        """[P, 2] chances to propose and to go on."""
+        mean = np.tile([HIT_PRIOR, STAY_PRIOR], (self._num_lookups, 1))
+        workload = self._workload.get(bucket)
+        for counts, strength in (
+            *([(workload.lookups, DEFAULT_STRENGTH)] if workload is not None else []),
+            (own.lookups, LOOKUP_STRENGTH),
+        ):
+            mean = (counts.hits + strength * mean) / (counts.total + strength)
+        return mean
+
+
+def _merged(trials: Sequence[Trial]) -> list[tuple[str, str, int, int]]:
+    """(lower, upper, accepted, first rejections) of each pair."""
+    merged: dict[tuple[str, str], list[int]] = {}
+    for trial in trials:
+        if trial.proposed > 0:
+            found = merged.setdefault((trial.lower, trial.upper), [0, 0])
+            found[0] += trial.accepted
+            found[1] += trial.accepted < trial.proposed
+    return [(lower, upper, accepted, missed) for (lower, upper), (accepted, missed) in merged.items()]

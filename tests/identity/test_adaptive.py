@@ -1,0 +1,68 @@
+"""The adaptive policy on real weights: it measures, chooses and explains, and changes no token."""
+
+from __future__ import annotations
+
+import pytest
+
+from specrouter_llm import SamplingParams, SpecRouter
+from specrouter_llm.errors import InvalidParameterError
+
+PROMPTS = [
+    [
+        {
+            "role": "user",
+            "content": "Sam buys 3 boxes of stickers. Each box holds 8 stickers. How many stickers is that?",
+        }
+    ],
+    [{"role": "user", "content": "Tell me a short story."}],
+    "Once upon a time",
+]
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """The embedded family in float64, chains chosen by measurement."""
+    with SpecRouter.from_pretrained("demo", dtype="float64", policy="adaptive", max_batch=2, progress=False) as engine:
+        yield engine
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_adaptive_policy_changes_no_token(engine, temperature):
+    """Whatever it tries and switches, the tokens are those of plain decoding."""
+    params = SamplingParams(max_tokens=40, temperature=temperature, seed=4, ignore_eos=True)
+    plain = engine.generate(PROMPTS, params, speculation=False)
+    for _ in range(2):
+        routed = engine.generate(PROMPTS, params)
+        assert [c.token_ids for c in plain] == [c.token_ids for c in routed]
+
+
+def test_it_explains_itself(engine):
+    """Candidates with predicted times, plain decoding among them, and what was measured."""
+    engine.generate(PROMPTS, max_tokens=40, ignore_eos=True)
+    explanation = engine.explain()
+    assert ("demo/target",) in {candidate.plan.levels for candidate in explanation.candidates}
+    times = [candidate.seconds_per_token for candidate in explanation.candidates]
+    assert sorted(times) == times
+    assert times[0] > 0
+    assert explanation.measured_seconds_per_token > 0
+    assert all(plan.top == "demo/target" for plan in explanation.chosen)
+
+
+def test_a_forced_chain_is_not_the_policys_business(engine):
+    """A request that names its chain gets it."""
+    completion = engine.generate(PROMPTS[2], max_tokens=12, chain=["demo/middle"], ignore_eos=True)[0]
+    assert [stage.model for stage in completion.stats.chain] == ["demo/middle", "demo/target"]
+
+
+def test_an_unknown_policy_is_refused():
+    """The error says what a policy may be."""
+    with pytest.raises(
+        InvalidParameterError, match='policy must be "fixed", "adaptive" or an object with plan and observe'
+    ):
+        SpecRouter.from_pretrained("demo", policy="clever", progress=False)
+
+
+def test_a_fixed_engine_has_nothing_to_explain():
+    """explain() is the adaptive policy's."""
+    with SpecRouter.from_pretrained("demo", max_batch=1, progress=False) as fixed:
+        assert fixed.explain() is None

@@ -1,0 +1,231 @@
+"""The adaptive policy in the simulator: against the best static chain, after drifts, at break-even, in mixed batches."""
+
+import random
+import statistics
+import time
+
+import pytest
+
+from specrouter_llm.scheduling.adaptive import AdaptivePolicy
+from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.scheduling.policy import FixedPolicy, RowObservation, RowView, StepObservation
+from specrouter_llm.scheduling.simulation import SimulatedModel, SimulatedPool, SimulatedRow, Simulator
+from specrouter_llm.scheduling.sweep import (
+    best_static,
+    calibration,
+    pace,
+    random_pool,
+    requests,
+    simscores,
+    static_plans,
+)
+
+SPREAD = 0.14  # priors as far off as SimScores counted over 50 trials
+PLAIN = Plan(("target",))
+
+
+def adaptive(pool, prior=None):
+    return AdaptivePolicy(list(pool.models), list(pool.lookups), calibration(pool), prior)
+
+
+def one_drafter(quality, first=0.012, target=0.05):
+    models = {"a": SimulatedModel(first, first * 0.03, quality), "target": SimulatedModel(target, target * 0.03)}
+    return SimulatedPool(models, overhead=0.0005)
+
+
+def two_drafters(low, high):
+    models = {
+        "a": SimulatedModel(0.004, 0.00012, low),
+        "b": SimulatedModel(0.012, 0.00036, high),
+        "target": SimulatedModel(0.05, 0.0015),
+    }
+    return SimulatedPool(models, overhead=0.0005)
+
+
+def regret(seed, size, lookup, tokens=4000, limit=120):
+    """Time per token of the policy over that of the best static chain: all of the run, and without its first quarter."""
+    rng = random.Random(seed)
+    pool = random_pool(rng, size, lookup)
+
+    def rows():
+        return requests(tokens // 400)
+
+    oracle = adaptive(pool, simscores(pool, rng, 0.0))
+    oracle.plan([row.view() for row in rows()[:1]])
+    best, _ = best_static(pool, rows, 1, tokens, [*static_plans(pool, rng, limit), *oracle.explain().chosen])
+    simulator, policy = Simulator(pool, rows(), slots=1), adaptive(pool, simscores(pool, rng, SPREAD))
+    simulator.run(policy, tokens // 4)
+    late = simulator.run(policy, tokens - tokens // 4)
+    return simulator.seconds / simulator.tokens / best, late / best
+
+
+@pytest.mark.parametrize(("seed", "size", "lookup"), [(10, 2, False), (26, 4, False), (22, 4, True), (7, 8, False)])
+def test_within_5_percent_of_the_best_static_chain(seed, size, lookup):
+    """After 1,000 tokens of learning, from priors that are off."""
+    assert regret(seed, size, lookup, limit=60)[1] <= 1.05
+
+
+@pytest.mark.slow
+def test_50_pools():
+    """Random pools of up to 16 models, cold start included. The tail are large pools whose priors mislead."""
+    sizes = random.Random(0)
+    found = [regret(seed, sizes.choice([2, 3, 4, 4, 6, 8, 12, 16]), sizes.random() < 0.4) for seed in range(50)]
+    late = sorted(ratio for _, ratio in found)
+    print("all", [round(r, 3) for r, _ in found], "late", [round(r, 3) for _, r in found])
+    assert statistics.median(late) <= 1.03
+    assert late[39] <= 1.05
+    assert late[-1] <= 1.20
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((0.85, 0.6), (0.3, 0.85)), ((0.2, 0.3), (0.85, 0.6)), ((0.85, 0.9), (0.05, 0.05))]
+)
+def test_the_optimum_is_found_again_after_a_drift(before, after):
+    """In the median of 5 runs within 50 steps, at the latest within 100; a cheap drafter collapses or recovers."""
+    late = []
+    old, new = two_drafters(*before), two_drafters(*after)
+    plans = [PLAIN, *(Plan.chain([n, "target"], [w]) for n in "ab" for w in (1, 2, 3, 4, 6, 8, 12, 16))]
+    plans += [Plan.chain(["a", "b", "target"], [v, w]) for v in (1, 2, 3, 4) for w in (4, 6, 8, 12, 16)]
+    best, _ = best_static(new, lambda: requests(5), 1, 2000, plans)
+    for seed in range(5):
+        policy = adaptive(old, simscores(old, random.Random(seed), 0.0))
+        simulator = Simulator(old, [SimulatedRow(0, 64, 10**6)], seed=seed)
+        simulator.run(policy, 10**6, steps=200)
+        simulator.pool = new
+        steps = 0
+        while (steps := steps + 10) < 160:
+            simulator.run(policy, 10**6, steps=10)
+            chosen = policy.explain().chosen[0]
+            if pace(new, chosen, lambda: requests(5), 1, 2000) <= 1.06 * best:
+                break
+        late.append(steps)
+    assert statistics.median(late) <= 50
+    assert max(late) <= 100
+
+
+@pytest.mark.parametrize("quality", [0.05, 0.2, 0.26, 0.3, 0.4])
+@pytest.mark.parametrize("prior", [True, False])
+def test_no_thrashing_around_break_even_in_acceptance(quality, prior):
+    check_break_even(one_drafter(quality), {("a", "target"): quality} if prior else None)
+
+
+@pytest.mark.parametrize("first", [0.015, 0.025, 0.03, 0.035, 0.05])
+def test_no_thrashing_around_break_even_in_cost(first):
+    check_break_even(one_drafter(0.6, first), {("a", "target"): 0.6})
+
+
+def check_break_even(pool, prior):
+    def rows():
+        return requests(10)
+
+    plain = pace(pool, PLAIN, rows, 1, 4000)
+    drafted = min(pace(pool, Plan.chain(["a", "target"], [w]), rows, 1, 4000) for w in (1, 2, 3, 4, 6))
+    routed = Simulator(pool, rows(), slots=1).run(adaptive(pool, prior), 4000)
+    assert min(plain, drafted) / routed >= 0.95
+
+
+@pytest.mark.parametrize(("slots", "seed"), [(1, 4), (4, 0), (4, 3), (16, 1), (16, 2)])
+def test_mixed_batches(slots, seed):
+    """Easy, ordinary and hard requests side by side: at least 0.95 of the best chain for all."""
+    rng = random.Random(7 * seed + slots)
+    pool = random_pool(rng, rng.choice([2, 3, 4]), lookup=rng.random() < 0.5)
+
+    def rows():
+        return requests(4 * slots, 200, hardness=(0.4, 1.0, 2.5, 1.0))
+
+    tokens = 800 * slots
+    best, _ = best_static(pool, rows, slots, tokens, static_plans(pool, rng, 20))
+    routed = Simulator(pool, rows(), slots=slots).run(adaptive(pool, simscores(pool, rng, SPREAD)), tokens)
+    assert best / routed >= 0.95
+
+
+@pytest.mark.parametrize(("size", "limit"), [(4, 50e-6), (16, 200e-6)])
+def test_planning_is_quick(size, limit):
+    """The median of `plan()`: most steps reuse the last search."""
+    rng = random.Random(size)
+    pool = random_pool(rng, size, lookup=True)
+    policy, times = adaptive(pool, simscores(pool, rng, SPREAD)), []
+
+    class Timed:
+        observe = policy.observe
+
+        def plan(self, rows):
+            started = time.perf_counter()
+            plans = policy.plan(rows)
+            times.append(time.perf_counter() - started)
+            return plans
+
+    Simulator(pool, requests(5), slots=1).run(Timed(), 2000)
+    assert statistics.median(times) <= limit
+
+
+def test_probes_keep_to_their_budget():
+    """One drafter that never pays: after the loan of the start, trying it costs about 1 % of the time."""
+    pool = one_drafter(0.03)
+    policy, simulator = adaptive(pool), Simulator(pool, requests(10), slots=1)
+    simulator.run(policy, 1000)
+    before, start = policy.explain().probe_seconds, simulator.seconds
+    simulator.run(policy, 3000)
+    assert policy.explain().probe_seconds - before <= 0.02 * (simulator.seconds - start)
+
+
+def test_plan_is_repeatable_and_explains_itself():
+    pool = two_drafters(0.7, 0.8)
+    policy, simulator = adaptive(pool), Simulator(pool, requests(2), slots=1)
+    simulator.run(policy, 600)
+    views = [row.view() for row in simulator.rows]
+    assert policy.plan(views) == policy.plan(views)
+    told = policy.explain()
+    assert PLAIN in [candidate.plan for candidate in told.candidates]
+    assert [c.seconds_per_token for c in told.candidates] == sorted(c.seconds_per_token for c in told.candidates)
+    assert told.switches[0].reason
+    assert told.measured_seconds_per_token == pytest.approx(told.predicted_seconds_per_token, rel=0.3)
+    route = policy.route_of(0)
+    assert route.tokens == 400
+    assert sum(leg.steps for leg in route.legs) == route.steps
+
+
+def test_learns_without_any_calibration():
+    """Unknown latencies, unknown acceptances: every model is tried, and the best found."""
+    pool = two_drafters(0.8, 0.5)
+    policy = AdaptivePolicy(list(pool.models))
+    simulator = Simulator(pool, requests(20), slots=1)
+    simulator.run(policy, 2000)
+    late = simulator.run(policy, 6000)
+    plans = [Plan.chain([n, "target"], [w]) for n in "ab" for w in (2, 3, 4, 6, 8)]
+    best, _ = best_static(pool, lambda: requests(10), 1, 4000, plans)
+    assert late <= 1.08 * best
+
+
+def test_finished_and_vanished_rows_are_dropped():
+    pool = one_drafter(0.7)
+    policy = adaptive(pool)
+    Simulator(pool, requests(30, 40), slots=3).run(policy, 1200)
+    assert len(policy._rows) == 0
+    policy.plan([RowView(1000, 10, 50, 0.0)])
+    policy.observe(StepObservation((RowObservation(1000, PLAIN, (), 1, False),), (), 0.05))
+    for step in range(200):
+        policy.plan([RowView(2000, 10 + step, 500, 0.0)])
+        policy.observe(StepObservation((RowObservation(2000, PLAIN, (), 1, False),), (), 0.05))
+    assert len(policy._rows) == 1
+
+
+def test_a_level_that_is_always_left_out_is_given_up():
+    """The engine drops a drafter that fails; the policy must not count on it for ever."""
+    pool = one_drafter(0.9)
+    policy = adaptive(pool, {("a", "target"): 0.9})
+    for step in range(60):
+        (plan,) = policy.plan([RowView(0, 64 + step, 500, 0.0)])
+        policy.observe(StepObservation((RowObservation(0, PLAIN, (), 1, False),), (), 0.05))
+    assert plan == PLAIN
+
+
+def test_simulator_commits_the_same_text_whatever_the_plan():
+    """The committed tokens are the target's: all plans walk the same contexts."""
+    pool = random_pool(random.Random(5), 4, lookup=True)
+    contexts = set()
+    for plan in static_plans(pool, random.Random(0), 5):
+        row = SimulatedRow(0, 64, 50)
+        Simulator(pool, [row], seed=1).run(FixedPolicy(plan), 50)
+        contexts.add((row.context, row.num_tokens))
+    assert len(contexts) == 1

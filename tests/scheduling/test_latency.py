@@ -1,0 +1,78 @@
+"""The latency model: interpolates what was measured, follows what it sees, is not thrown by an outlier."""
+
+import random
+
+import pytest
+
+from specrouter_llm.errors import InvalidParameterError
+from specrouter_llm.scheduling.latency import GRID, LatencyModel
+from specrouter_llm.scheduling.policy import Forward
+
+
+def true_seconds(tokens, context):
+    return 0.01 + 0.0004 * tokens + 1e-6 * context
+
+
+def fitted():
+    points = [(n, c, true_seconds(n, c)) for n in GRID for c in (128, 1024)]
+    return LatencyModel.fit({"m": points}, overhead=0.001)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 5, 20, 64, 100, 300])
+@pytest.mark.parametrize("context", [0, 500, 4000])
+def test_interpolates_and_extrapolates(tokens, context):
+    assert fitted().seconds("m", tokens, context) == pytest.approx(true_seconds(tokens, context), rel=1e-6)
+
+
+def test_never_decreases():
+    model = LatencyModel.fit({"m": [(1, 0, 0.02), (2, 0, 0.015), (4, 0, 0.03)]}, 0.0)
+    curve = [model.seconds("m", n) for n in range(1, 100)]
+    assert curve == sorted(curve)
+
+
+def test_follows_a_slower_machine():
+    model, rng = fitted(), random.Random(0)
+    for _ in range(200):
+        n = rng.choice([1, 5, 9])
+        model.observe(Forward("m", 1, n, 500, 1.6 * true_seconds(n, 500) * rng.lognormvariate(0, 0.05)))
+    for n in (1, 5, 9):
+        assert model.seconds("m", n, 500) == pytest.approx(1.6 * true_seconds(n, 500), rel=0.05)
+    assert model.moved
+    model.settle()
+    assert not model.moved
+
+
+def test_outliers_and_prefills_do_not_matter():
+    model = fitted()
+    for i in range(100):
+        model.observe(Forward("m", 1, 4, 500, true_seconds(4, 500) * (30 if i % 20 == 7 else 1)))
+        model.observe(Forward("m", 1, 2000, 2000, 5.0))
+    assert model.seconds("m", 4, 500) == pytest.approx(true_seconds(4, 500), rel=0.04)
+
+
+def test_learns_an_unknown_level_from_its_first_forward():
+    model = LatencyModel()
+    assert not model.knows("new")
+    model.observe(Forward("new", 1, 1, 100, 0.02))
+    assert model.knows("new")
+    assert model.seconds("new", 1) == pytest.approx(0.02)
+    for _ in range(60):
+        model.observe(Forward("new", 1, 8, 100, 0.05))
+        model.observe(Forward("new", 1, 1, 100, 0.02))
+    assert model.seconds("new", 8) == pytest.approx(0.05, rel=0.1)
+
+
+def test_saves_and_loads():
+    model = fitted()
+    again = LatencyModel.from_json(model.to_json())
+    assert again.seconds("m", 7, 300) == pytest.approx(model.seconds("m", 7, 300))
+    assert again.overhead == model.overhead
+    for text in ("{", "{}", '{"version": 2}', "[]"):
+        with pytest.raises(InvalidParameterError):
+            LatencyModel.from_json(text)
+
+
+def test_rejects_empty_and_negative_samples():
+    for points in ([], [(0, 1, 0.1)], [(1, 1, -0.1)]):
+        with pytest.raises(InvalidParameterError):
+            LatencyModel.fit({"m": points}, 0.0)

@@ -1,0 +1,110 @@
+"""The search: against brute force over its own terms, and against trying plans in the simulator."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from specrouter_llm.scheduling.adaptive import AdaptivePolicy
+from specrouter_llm.scheduling.estimates import MAX_WINDOW, Estimates
+from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.scheduling.policy import RowView
+from specrouter_llm.scheduling.pricing import price
+from specrouter_llm.scheduling.search import Search
+from specrouter_llm.scheduling.similarity import Acceptance
+from specrouter_llm.scheduling.sweep import best_static, calibration, pace, random_pool, requests, static_plans
+
+
+def estimates(rng, size, rows=1):
+    """Random latencies and acceptances of `size` models."""
+    lower = tuple(f"m{i}" for i in range(size - 1))
+    first = np.sort([0.05 * 10 ** rng.uniform(-2, -0.2) for _ in lower])
+    fed = np.arange(MAX_WINDOW + 2)
+    curves = np.array([[a * (1 + 0.04 * (n * fed - 1)) * (fed > 0) for n in (rows, 1)] for a in first])
+    pairs = np.array([[rng.uniform(0.2, 0.95) for _ in range(size)] for _ in lower])
+    target = np.array([np.clip(pairs[:, -1] + rng.uniform(-0.2, 0.05), 0.05, 0.97) for _ in range(rows)])
+    pairs[:, -1] = target.mean(axis=0)
+    total = np.arange(rows * (MAX_WINDOW + 1) + 1)
+    empty = np.zeros((rows, 0))
+    return Estimates(
+        lower, 0, "t", rows, Acceptance(pairs, target, empty, empty), curves,
+        0.05 * (1 + 0.02 * (total - 1)) * (total > 0), 0.001, np.zeros(size - 1), np.zeros((rows, size - 1)),
+    )  # fmt: skip
+
+
+def per_token(plans, seen):
+    tokens, seconds = price(plans, seen)
+    return seconds / tokens
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_levels_follow_the_formula(seed):
+    """A(alpha, w) = (1 - alpha^(w + 1)) / (1 - alpha) tokens for w drafts and one verification."""
+    seen = estimates(random.Random(seed), 2)
+    alpha, draft = seen.acceptance.target[0, 0], seen.curves[0, 0, 1]
+    for window in range(1, MAX_WINDOW + 1):
+        tokens, seconds = price([Plan.chain(["m0", "t"], [window])], seen)
+        assert tokens == pytest.approx((1 - alpha ** (window + 1)) / (1 - alpha))
+        assert seconds == pytest.approx(seen.overhead + window * draft + seen.target_curve[window + 1])
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_finds_what_brute_force_finds(seed, size):
+    """Every chain with every window (a grid of them for long chains), priced one by one."""
+    seen = estimates(random.Random(seed), size)
+    grids = {1: range(1, 17), 2: (1, 2, 3, 4, 6, 8, 12, 16), 3: (1, 2, 4, 8, 16)}
+    every = [Plan(("t",))]
+    for length in range(1, size):
+        for chain in itertools.combinations(seen.lower, length):
+            every += [Plan.chain([*chain, "t"], w) for w in itertools.product(grids[length], repeat=length)]
+    best = min(per_token([plan], seen) for plan in every)
+    choice = Search(seen).choice()
+    assert choice.seconds_per_token <= 1.03 * best
+    assert per_token(choice.plans, seen) == pytest.approx(choice.seconds_per_token, rel=0.02)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_batch_beats_one_chain_for_all(seed):
+    """In a mixed batch the step is at least as good as any offer of two levels taken by all rows."""
+    seen = estimates(random.Random(seed), 3, rows=6)
+    alike = [Plan.chain([name, "t"], [w]) for name in seen.lower for w in range(1, 17)]
+    best = min(per_token([plan] * 6, seen) for plan in (Plan(("t",)), *alike))
+    choice = Search(seen).choice()
+    assert choice.seconds_per_token <= best * (1 + 1e-6)
+    assert per_token(choice.plans, seen) == pytest.approx(choice.seconds_per_token, rel=0.03)
+
+
+def test_plain_decoding_where_nothing_pays():
+    seen = estimates(random.Random(0), 4)
+    seen.acceptance.pairs[:] = 0.02
+    seen.acceptance.target[:] = 0.02
+    choice = Search(seen).choice()
+    assert choice.plans == (Plan(("t",)),)
+    assert choice.seconds_per_token == pytest.approx(seen.plain_seconds)
+
+
+def test_blocked_levels_are_not_planned():
+    seen = estimates(random.Random(1), 3, rows=2)
+    seen.blocked[1] = 1.0
+    assert Search(seen).choice().plans[1] == Plan(("t",))
+
+
+@pytest.mark.parametrize(("seed", "size"), [(1, 2), (2, 3), (3, 4), (4, 6), (5, 16)])
+def test_static_choice_is_as_good_as_a_sweep(seed, size):
+    """With the true parameters, what the search picks is within 4 % of the best of a sweep in the simulator."""
+    rng = random.Random(seed)
+    pool = random_pool(rng, size, lookup=False)
+    names = list(pool.models)
+    truth = {(a, b): pool.match(a, b, 1500) for i, a in enumerate(names) for b in names[i + 1 :]}
+    policy = AdaptivePolicy(names, [], calibration(pool), truth)
+    policy.plan([RowView(0, 64, 400, 0.0)])
+    (plan,) = policy.explain().chosen
+
+    def rows():
+        return requests(4)
+
+    plans = [*static_plans(pool, rng, 80), plan]
+    best, _ = best_static(pool, rows, 1, 1600, plans)
+    assert pace(pool, plan, rows, 1, 1600) <= 1.04 * best

@@ -1,0 +1,86 @@
+"""Similarity: what verifications tell about acceptance, and what they do not."""
+
+import random
+
+import pytest
+
+from specrouter_llm.scheduling.policy import Trial
+from specrouter_llm.scheduling.similarity import Similarity, expected_match, regime
+
+
+def trial(rng, alpha, window=8):
+    accepted = 0
+    while accepted < window and rng.random() < alpha:
+        accepted += 1
+    return Trial("a", "t", window, accepted)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.5, 0.8, 0.95])
+def test_censoring_does_not_bias_the_estimate(alpha):
+    """accepted / proposed would be far off; accepted / (accepted + first rejections) is not."""
+    rng, similarity = random.Random(1), Similarity(["a", "t"])
+    trials = [trial(rng, alpha) for _ in range(600)]
+    for step, each in enumerate(trials):
+        similarity.observe(0, 0, [each], step)
+    naive = sum(t.accepted for t in trials) / sum(t.proposed for t in trials)
+    assert naive < alpha - 0.08
+    assert similarity.alpha("a", "t") == pytest.approx(alpha, abs=0.03)
+
+
+def test_prior_counts_until_there_is_evidence():
+    similarity = Similarity(["a", "t"], prior={("a", "t"): 0.9})
+    assert similarity.alpha("a", "t") == pytest.approx(0.9)
+    assert similarity.alpha("a", "t", regime(1.0)) == pytest.approx(expected_match(0.9, 2))
+    for step in range(200):
+        similarity.observe(0, 0, [Trial("a", "t", 4, 0)], step)
+    assert similarity.alpha("a", "t") < 0.15
+    assert similarity.alpha("a", "t", regime(1.0)) > 0.8, "regimes are apart"
+
+
+def test_prior_lies_between_the_bounds_of_coupled_sampling():
+    for tv in (0.05, 0.12, 0.23, 0.37, 0.6):
+        assert (1 - tv) / (1 + tv) <= expected_match(1 - tv, 2) <= 1 - tv
+
+
+def test_rows_are_shrunk_towards_the_workload():
+    rng, similarity = random.Random(2), Similarity(["a", "t"])
+    for step in range(300):
+        similarity.observe(step % 10, 0, [trial(rng, 0.8)], step)
+    similarity.observe(99, 0, [Trial("a", "t", 4, 0)], 300)
+    assert 0.7 < similarity.alpha("a", "t", 0, 99) < 0.8
+    similarity.forget(99)
+    assert similarity.alpha("a", "t", 0, 99) == similarity.alpha("a", "t", 0)
+
+
+def test_a_change_is_noticed_within_a_few_steps():
+    rng, similarity = random.Random(3), Similarity(["a", "t"])
+    for step in range(300):
+        similarity.observe(0, 0, [trial(rng, 0.85, 5)], step)
+    for step in range(300, 325):
+        similarity.observe(0, 0, [trial(rng, 0.3, 5)], step)
+    assert similarity.alpha("a", "t", 0, 0) == pytest.approx(0.3, abs=0.15)
+
+
+def test_idle_pairs_are_forgotten():
+    similarity = Similarity(["a", "b", "t"], prior={("a", "t"): 0.7})
+    for step in range(100):
+        similarity.observe(0, 0, [Trial("a", "t", 4, 0)], step)
+    low = similarity.alpha("a", "t", 0, 0)
+    for step in range(100, 4000):
+        similarity.observe(0, 0, [Trial("b", "t", 4, 4)], step)
+    assert similarity.alpha("a", "t", 0, 0) > low + 0.15
+
+
+def test_lookups_are_counted_by_hits_and_lengths():
+    similarity = Similarity(["t"], ["ngram"])
+    for step in range(400):
+        lengths = [4] if step % 4 == 0 else []
+        similarity.observe_lookup(0, 0, "ngram", lengths, 0 if lengths else 1, len(lengths), step)
+    seen = similarity.acceptance([(0, 0)])
+    assert seen.hits[0, 0] == pytest.approx(0.25, abs=0.08)
+    assert seen.stays[0, 0] == pytest.approx(0.75, abs=0.05)
+
+
+@pytest.mark.parametrize(("temperature", "bucket"), [(0.0, 0), (0.3, 1), (0.5, 1), (0.7, 2), (1.0, 2), (1.3, 3)])
+def test_regimes(temperature, bucket):
+    assert regime(temperature) == bucket
