@@ -9,29 +9,26 @@ import typer
 
 from specrouter_llm import __version__
 from specrouter_llm.cli import bench
+from specrouter_llm.cli.arguments import (
+    Budget,
+    Chain,
+    Device,
+    Drafts,
+    Dtype,
+    Json,
+    MaxTokens,
+    Seed,
+    Target,
+    Temperature,
+    Widen,
+    Windows,
+)
 from specrouter_llm.cli.options import PoolOptions, split
 
 app = typer.Typer(
     help="Lossless speculative decoding as a routing problem.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 app.add_typer(bench.app, name="bench")
-
-Target = Annotated[str, typer.Option("--target", "-t", help="Model name, local folder, or 'demo' (embedded).")]
-Drafts = Annotated[
-    list[str] | None, typer.Option("--draft", "-d", help="A smaller model with the same vocabulary; may be repeated.")
-]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64 or auto.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Widen = Annotated[
-    str | None, typer.Option(help="Run the same function in a larger shape, for example 150M; reports say 'widened'.")
-]
-Chain = Annotated[str | None, typer.Option(help="Levels, lowest first, separated by commas: ngram,demo/draft.")]
-Windows = Annotated[str | None, typer.Option(help="Tokens each level below the target offers: 8,4.")]
-Budget = Annotated[str | None, typer.Option(help="Memory for weights and caches of the whole pool: 20GiB.")]
-MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
-Temperature = Annotated[float, typer.Option(help="0 is greedy.")]
-Seed = Annotated[int | None, typer.Option(help="Makes a sampled answer reproducible.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
 def _show_version(asked: bool) -> None:

@@ -10,23 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from specrouter_llm.cli.arguments import Device, Drafts, Dtype, MaxTokens, Target, Widen
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 app = typer.Typer(help="Measure the engine; docs/benchmarks says how to read the results.", no_args_is_help=True)
 
-Target = Annotated[str, typer.Option("--target", "-t", help="Model name, local folder, or 'demo' (embedded).")]
-Drafts = Annotated[
-    list[str] | None, typer.Option("--draft", "-d", help="A smaller model with the same vocabulary; may be repeated.")
-]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64 or auto.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Widen = Annotated[
-    str | None, typer.Option(help="Run the same function in a larger shape, for example 150M; reports say 'widened'.")
-]
 Prompts = Annotated[Path | None, typer.Option(help="JSONL or text file; some built-in prompts by default.")]
 Limit = Annotated[int, typer.Option(help="Number of prompts.")]
-MaxTokens = Annotated[int, typer.Option(help="Longest answer, in tokens.")]
 Seed = Annotated[int, typer.Option(help="Noise of the first prompt; the next ones count on.")]
 Batch = Annotated[int, typer.Option(help="Rows decoded together.")]
 Temperatures = Annotated[list[float] | None, typer.Option("--temperature", help="0 is greedy; may be repeated.")]
