@@ -96,6 +96,8 @@ class EngineConfig:
     """Tokens that each level below the target offers to the level above it."""
     speculation: bool = True
     prefix_reuse: bool = True
+    pack: bool = True
+    """Pack float32 weights on a CPU: much faster. A model that the caller loaded keeps its own weights beside them."""
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_queue", "prefill_chunk"):

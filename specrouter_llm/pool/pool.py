@@ -44,6 +44,8 @@ class PoolMember:
     """How reports call it: the name, and if it was widened "demo/target (widened to 154 M)"."""
     eos_token_ids: frozenset[int]
     """End-of-sequence ids of the tokenizer and of the generation config together."""
+    borrowed: bool = False
+    """The caller loaded the model and may go on using it."""
 
 
 class ModelPool:
@@ -211,6 +213,7 @@ def _member(prepared: Prepared) -> PoolMember:
         widened=widened,
         label=f"{prepared.name}{suffix}",
         eos_token_ids=_eos_token_ids(model, prepared.tokenizer),
+        borrowed=model is prepared.model,
     )
 
 

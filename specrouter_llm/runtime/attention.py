@@ -7,7 +7,7 @@ cache's `update` returned (the whole slabs) and the `spec` keyword of the forwar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,25 +17,57 @@ from transformers import AttentionInterface
 from specrouter_llm.runtime.batch import Span
 
 ATTENTION_NAME = "specrouter"
-EXTENT_STEP = 512
-"""Contexts are rounded up to this many positions: the bits of SDPA depend on the extent, so it must not vary step by step."""
+STORAGE_STEP = 512
+"""Slabs hold a multiple of this many positions."""
+EXTENT_STEP = 128
+"""A query attends over its own context rounded up to a multiple of this."""
 _ROW_STEP = 4  # SDPA's CPU kernel is bit-stable per row only for query counts that are multiples of this
 
 
-def extent(length: int) -> int:
-    """`length` rounded up to the next multiple of EXTENT_STEP."""
-    return -(-length // EXTENT_STEP) * EXTENT_STEP
+def rounded_up(length: int, step: int) -> int:
+    """The next multiple of `step`."""
+    return -(-length // step) * step
+
+
+class Piece(NamedTuple):
+    """Consecutive queries of one row that attend over the same extent.
+
+    The bits of SDPA depend on the extent, so it must be a function of the query's position alone: were it that of the
+    longest query fed with it, a token's logits would depend on how many tokens were verified beside it.
+    """
+
+    slot: int
+    offset: int
+    """Of the first query, among all that are packed."""
+    start: int
+    """Its position."""
+    number: int
+    extent: int
+
+
+def _pieces(spans: Sequence[Span]) -> list[Piece]:
+    pieces: list[Piece] = []
+    offset = 0
+    for span in spans:
+        start = span.start
+        while start < span.end:
+            extent = rounded_up(start + 1, EXTENT_STEP)
+            count = min(span.end, extent) - start
+            pieces.append(Piece(span.slot, offset, start, count, extent))
+            offset += count
+            start += count
+    return pieces
 
 
 class RaggedContext:
     """Where each row of a packed forward lies. Deliberately without a `.to`: accelerate's hooks must pass it through."""
 
     def __init__(self, spans: Sequence[Span], capacity: int) -> None:
-        self.spans = tuple(spans)
+        self.pieces = _pieces(spans)
         flat = [span.slot * capacity + p for span in spans for p in range(span.start, span.end)]
         self._write_index = torch.tensor(flat, dtype=torch.long)
         self._on_device: dict[torch.device, Tensor] = {}
-        self._masks: dict[tuple[int, int, int | None, torch.device, torch.dtype], Tensor] = {}
+        self._masks: dict[tuple[Piece, int, int | None, torch.device, torch.dtype], Tensor] = {}
 
     def write_index(self, device: torch.device) -> Tensor:
         """Flat positions [N] in a slab seen as [slots * capacity, ...]."""
@@ -43,17 +75,17 @@ class RaggedContext:
             self._on_device[device] = self._write_index.to(device)
         return self._on_device[device]
 
-    def mask(self, row: int, group: int, window: int | None, query: Tensor) -> Tensor:
-        """Additive mask [padded group * n, extent] of one row; the query heads of a group lie one after another."""
-        key = (row, group, window, query.device, query.dtype)
+    def mask(self, piece: Piece, group: int, window: int | None, query: Tensor) -> Tensor:
+        """Additive mask [padded group * n, extent] of one piece; the query heads of a group lie one after another."""
+        key = (piece, group, window, query.device, query.dtype)
         if key not in self._masks:
-            self._masks[key] = _additive_mask(self.spans[row], group, window, query)
+            self._masks[key] = _additive_mask(piece, group, window, query)
         return self._masks[key]
 
 
-def _additive_mask(span: Span, group: int, window: int | None, query: Tensor) -> Tensor:
-    positions = torch.arange(span.start, span.end, device=query.device)[:, None]
-    keys = torch.arange(extent(span.end), device=query.device)[None, :]
+def _additive_mask(piece: Piece, group: int, window: int | None, query: Tensor) -> Tensor:
+    positions = torch.arange(piece.start, piece.start + piece.number, device=query.device)[:, None]
+    keys = torch.arange(piece.extent, device=query.device)[None, :]
     hidden = keys > positions
     if window is not None:
         hidden |= keys <= positions - window
@@ -76,27 +108,37 @@ def ragged_attention(
 ) -> tuple[Tensor, None]:
     """Attention of packed queries [1, Hq, N, D] over slabs [slots, capacity, Hk, D]; returns ([1, N, Hq, Dv], None).
 
-    Every row runs over its own context only, rounded to EXTENT_STEP, so nothing about its neighbours can reach its bits.
+    Every query runs over its own context only, rounded to EXTENT_STEP, so nothing about its neighbours can reach its bits.
     Query heads that share a key head are folded into query rows.
     """
     if spec is None:
         raise RuntimeError("a model prepared for SpecRouter was called outside of its runner")
-    heads, key_heads = query.shape[1], key.shape[2]
+    return attend(query[0], key, value, spec, scaling, sliding_window, softcap)[None], None
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    spec: RaggedContext,
+    scaling: float | None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """`ragged_attention` without the batch dimension: [Hq, N, D] over slabs -> [N, Hq, Dv]."""
+    heads, key_heads = query.shape[0], key.shape[2]
     group = heads // key_heads
-    output = query.new_empty(query.shape[2], heads, value.shape[3])
-    offset = 0
-    for row, span in enumerate(spec.spans):
-        count = len(span.token_ids)
-        size = extent(span.end)
-        folded = query[0, :, offset : offset + count].reshape(key_heads, group * count, -1)
+    output = query.new_empty(query.shape[1], heads, value.shape[3])
+    for piece in spec.pieces:
+        slot, offset, _, count, extent = piece
+        folded = query[:, offset : offset + count].reshape(key_heads, group * count, -1)
         folded = F.pad(folded, (0, 0, 0, -folded.shape[1] % _ROW_STEP))
-        keys = key[span.slot, :size].transpose(0, 1)
-        values = value[span.slot, :size].transpose(0, 1)
-        mask = spec.mask(row, group, sliding_window, query)
+        keys = key[slot, :extent].transpose(0, 1)
+        values = value[slot, :extent].transpose(0, 1)
+        mask = spec.mask(piece, group, window, query)
         attended = _attend(folded, keys, values, mask, scaling, softcap)[:, : group * count]
         output[offset : offset + count] = attended.reshape(heads, count, -1).transpose(0, 1)
-        offset += count
-    return output[None], None
+    return output
 
 
 def _attend(

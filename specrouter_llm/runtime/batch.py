@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -19,3 +22,16 @@ class Span:
     @property
     def end(self) -> int:
         return self.start + len(self.token_ids)
+
+
+def packed_inputs(spans: Sequence[Span], device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids [N], their positions [N], and the indices [sum of num_logits] whose logits are wanted, in span order."""
+    ids: list[int] = []
+    positions: list[int] = []
+    wanted: list[int] = []
+    for span in spans:
+        ids.extend(span.token_ids)
+        positions.extend(range(span.start, span.end))
+        wanted.extend(range(len(ids) - span.num_logits, len(ids)))
+    fed = torch.tensor([ids, positions], dtype=torch.long, device=device)
+    return fed[0], fed[1], torch.tensor(wanted, dtype=torch.long, device=device)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from specrouter_llm.runtime.attention import RaggedContext, extent
+from specrouter_llm.runtime.attention import STORAGE_STEP, RaggedContext, rounded_up
 from specrouter_llm.runtime.batch import Span
 
 
@@ -35,24 +35,28 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyp
         self.values = self._slab(value_states)
 
     def _slab(self, states: Tensor) -> Tensor:
-        shape = (self._cache.num_slots, self._cache.capacity, states.shape[1], states.shape[3])
+        shape = (self._cache.num_slots, self._cache.capacity, *states.shape[1:])
         return torch.zeros(shape, dtype=states.dtype, device=states.device)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Writes [1, heads, N, size] at the positions of the current forward; returns the whole slabs.
+        """Writes [1, heads, N, size] at the positions of the current forward; returns the whole slabs."""
+        return self.write(key_states[0].transpose(0, 1), value_states[0].transpose(0, 1))
+
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """`update` for [N, heads, size].
 
         What is not finite is stored as 0, for a masked position has weight 0, but 0 * NaN is NaN.
         """
         if self.keys is None:
-            self.lazy_initialization(key_states, value_states)
+            self.lazy_initialization(keys, values)
         context = self._cache.context
         if context is None:
             raise RuntimeError("the slot cache was written to outside of a forward pass")
-        index = context.write_index(key_states.device)
+        index = context.write_index(keys.device)
         if self is self._cache.layers[-1]:
-            self._cache.mark(key_states, index)
-        self.keys.flatten(0, 1).index_copy_(0, index, _finite(key_states[0].transpose(0, 1)))
-        self.values.flatten(0, 1).index_copy_(0, index, _finite(value_states[0].transpose(0, 1)))
+            self._cache.mark(keys, index)
+        self.keys.flatten(0, 1).index_copy_(0, index, _finite(keys))
+        self.values.flatten(0, 1).index_copy_(0, index, _finite(values))
         return self.keys, self.values
 
     def grow(self, capacity: int, used: Sequence[int]) -> None:
@@ -89,7 +93,7 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
     def __init__(self, num_layers: int, num_slots: int, max_length: int) -> None:
         self.num_slots = num_slots
         self.max_length = max_length
-        self.capacity = extent(1)
+        self.capacity = STORAGE_STEP
         self.context: RaggedContext | None = None
         self._used = [0] * num_slots
         self._broken: Tensor | None = None
@@ -100,7 +104,7 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
         """Room for `length` positions in every slot. Grows layer by layer, so the peak is one layer's copy."""
         if length > self.max_length:
             raise ValueError(f"{length} positions were asked for, the cache is limited to {self.max_length}")
-        capacity = extent(length)
+        capacity = rounded_up(length, STORAGE_STEP)
         if capacity <= self.capacity:
             return
         for layer in self.layers:
@@ -117,14 +121,14 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
         self.context = RaggedContext(spans, self.capacity)
         return self.context
 
-    def mark(self, key_states: Tensor, index: Tensor) -> None:
-        """Notes which of the tokens just written are broken, from the last layer's keys [1, heads, N, size].
+    def mark(self, keys: Tensor, index: Tensor) -> None:
+        """Notes which of the tokens just written are broken, from the last layer's keys [N, heads, size].
 
         A token that is not finite anywhere below is not finite here: the residual stream carries it up.
         """
         if self._broken is None:
-            self._broken = torch.zeros(self.num_slots, self.capacity, dtype=torch.bool, device=key_states.device)
-        self._broken.view(-1).index_copy_(0, index, ~key_states[0].isfinite().all(dim=2).all(dim=0))
+            self._broken = torch.zeros(self.num_slots, self.capacity, dtype=torch.bool, device=keys.device)
+        self._broken.view(-1).index_copy_(0, index, ~keys.isfinite().all(dim=2).all(dim=1))
 
     def without_broken(self, logits: Tensor, spans: Sequence[Span]) -> Tensor:
         """Logits with NaN wherever a token at or before the position is broken: what attention would have passed on."""

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from specrouter_llm.errors import UnsupportedModelError
-from specrouter_llm.runtime.attention import ATTENTION_NAME, extent
-from specrouter_llm.runtime.batch import Span
+from specrouter_llm.runtime.attention import ATTENTION_NAME, STORAGE_STEP
+from specrouter_llm.runtime.batch import Span, packed_inputs
 from specrouter_llm.runtime.cache import SlotCache
+from specrouter_llm.runtime.packing import pack_linears
 from specrouter_llm.runtime.parity import check_parity, native_logits, probe_inputs
+from specrouter_llm.runtime.probe import is_bitwise
 from specrouter_llm.types import Guarantee
 
 if TYPE_CHECKING:
@@ -52,17 +54,20 @@ class Runner(Protocol):
 class EagerRunner:
     """An unmodified Hugging Face model called through its own forward; works on any device and with `device_map`."""
 
-    guarantee: Guarantee = "near-tie"
-
-    def __init__(self, name: str, model: PreTrainedModel, *, num_slots: int, context_length: int) -> None:
+    def __init__(
+        self, name: str, model: PreTrainedModel, *, num_slots: int, context_length: int, pack: bool = False
+    ) -> None:
         """`model` answers through this runner only, until `close` gives it its own attention back.
+
+        `pack=True` replaces its linear layers by packed ones for good (see `packing.packable`).
 
         Raises:
             UnsupportedModelError: through the cache its logits differ from its own.
         """
         self.name = name
         self.context_length = context_length
-        self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
+        self.vocab_size: int = model.get_output_embeddings().out_features
+        self.guarantee: Guarantee = "near-tie"
         self.dtype = str(model.dtype).removeprefix("torch.")
         self._model = model
         self._device = model.get_input_embeddings().weight.device
@@ -73,12 +78,15 @@ class EagerRunner:
             model.set_attn_implementation("eager")  # the reference: others silently drop soft-capping in places
             expected = native_logits(model, inputs)
             model.set_attn_implementation(ATTENTION_NAME)
-            self._cache = SlotCache(num_layers, len(inputs), extent(1))
+            packed = pack_linears(model) if pack else []
+            self._cache = SlotCache(num_layers, len(inputs), STORAGE_STEP)
             try:
                 check_parity(name, self.forward, inputs, expected, model.dtype)
             except UnsupportedModelError:
                 _give_back(model)
                 raise
+            if packed and all(linear.stable for linear in packed):
+                self.guarantee = "bitwise" if is_bitwise(self.forward, self.vocab_size, _heads(model)) else "near-tie"
         self._cache = SlotCache(num_layers, num_slots, context_length)
 
     def forward(self, spans: Sequence[Span]) -> Tensor:
@@ -87,18 +95,10 @@ class EagerRunner:
 
     def _forward(self, spans: Sequence[Span]) -> Tensor:
         context = self._cache.begin(spans)
-        ids: list[int] = []
-        positions: list[int] = []
-        keep: list[int] = []
-        for span in spans:
-            ids.extend(span.token_ids)
-            positions.extend(range(span.start, span.end))
-            keep.extend(range(len(ids) - span.num_logits, len(ids)))
-        inputs = torch.tensor([ids, positions], dtype=torch.long, device=self._device)
-        wanted = torch.tensor(keep, dtype=torch.long, device=self._device)
+        ids, positions, wanted = packed_inputs(spans, self._device)
         output = self._model(
-            input_ids=inputs[:1],
-            position_ids=inputs[1:],
+            input_ids=ids[None],
+            position_ids=positions[None],
             past_key_values=self._cache,
             use_cache=True,
             spec=context,
@@ -121,6 +121,14 @@ class EagerRunner:
         """Drops the cache and the model, which works on its own again when no other runner has it."""
         _give_back(self._model)
         del self._model, self._cache
+
+
+def _heads(model: PreTrainedModel) -> tuple[int, int, int]:
+    """Query heads, key heads and head size, as the config states them."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    return heads, key_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
 _lent: WeakKeyDictionary[torch.nn.Module, tuple[str, int]] = WeakKeyDictionary()

@@ -1,0 +1,143 @@
+"""Linear layers whose weights oneDNN has re-ordered once, at load, for the matrix shapes of decoding.
+
+`torch.nn.functional.linear` re-reads a plain weight for every group of a few rows, so that verifying eight tokens costs
+a multiple of one; with packed weights it costs little more than one. The operators are private to torch (inductor emits
+them), hence `packable` and the plain path beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+BLOCK_ROWS = 512
+"""More rows are run in blocks of this many: the bits of a row are probed up to here."""
+_PROBED_ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33, 64)
+_PACK_BATCH = 8
+"""The number of rows that the memory layout is chosen for."""
+
+
+class PackedLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
+    """One or several plain linear layers of the same input as one packed matrix; outputs lie side by side."""
+
+    def __init__(self, sources: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        weight = torch.cat([linear.weight.detach() for linear in sources]) if len(sources) > 1 else sources[0].weight
+        self.in_features = sources[0].in_features
+        self.sizes = [linear.out_features for linear in sources]
+        self.out_features = sum(self.sizes)
+        self._bias = _joined_bias(sources)
+        self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _PACK_BATCH)
+        self._least_rows = least_rows(self._weight, self.in_features, self.out_features, torch.get_num_threads())
+
+    @property
+    def stable(self) -> bool:
+        """Whether a row's bits were found to be the same in every number of rows."""
+        return self._least_rows is not None
+
+    @property
+    def weight(self) -> Tensor:
+        """The plain weight [out, in], made anew: for modelling code that asks for its dtype or device."""
+        return self._weight.to_dense()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[..., n, in] -> [..., n, out]."""
+        count = rows.shape[-2]
+        if count > BLOCK_ROWS:
+            return torch.cat([self.forward(block) for block in rows.split(BLOCK_ROWS, dim=-2)], dim=-2)
+        if self._least_rows is not None and count < self._least_rows:
+            padded = nn.functional.pad(rows, (0, 0, 0, self._least_rows - count))
+            return self._run(padded)[..., :count, :]
+        return self._run(rows)
+
+    def _run(self, rows: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
+
+
+def _joined_bias(sources: Sequence[nn.Linear]) -> Tensor | None:
+    if all(linear.bias is None for linear in sources):
+        return None
+    parts = [
+        linear.bias.detach() if linear.bias is not None else linear.weight.new_zeros(linear.out_features)
+        for linear in sources
+    ]
+    return torch.cat(parts)
+
+
+_least: dict[tuple[int, int, int], int | None] = {}
+
+
+def least_rows(weight: Tensor, in_features: int, out_features: int, threads: int) -> int | None:
+    """The smallest number of rows from which on a row's bits no longer depend on the number; None if there is none.
+
+    oneDNN picks a kernel by the shape; a single row may be run by one that adds in another order. Found by running a
+    random input through the packed `weight` in pieces; remembered per shape and number of threads.
+    """
+    key = (in_features, out_features, threads)
+    if key not in _least:
+        _least[key] = _find_least_rows(weight, in_features, _probed_rows(in_features * out_features))
+    return _least[key]
+
+
+def _probed_rows(size: int) -> tuple[int, ...]:
+    """Numbers of rows to compare: up to a whole block where that takes milliseconds."""
+    return (*_PROBED_ROWS, BLOCK_ROWS) if size <= 1 << 23 else _PROBED_ROWS
+
+
+def _find_least_rows(weight: Tensor, in_features: int, probed: Sequence[int]) -> int | None:
+    rows = torch.randn(probed[-1], in_features, generator=torch.Generator().manual_seed(0))
+
+    def run(some: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(some, weight, None, "none", [], "")
+
+    with torch.inference_mode():
+        reference = run(rows)
+        equal = [torch.equal(run(rows[:count]), reference[:count]) for count in probed]
+    unequal = [count for count, same in zip(probed, equal, strict=True) if not same]
+    if not unequal:
+        return 1
+    return next((count for count in (2, 4) if count > unequal[-1]), None)
+
+
+@cache
+def has_packing() -> bool:
+    """Whether this build of torch can pack linear weights, and gets the right result with them."""
+    try:
+        linear = nn.Linear(16, 24)
+        with torch.inference_mode():
+            rows = torch.randn(3, 16)
+            return bool(torch.allclose(PackedLinear([linear])(rows), linear(rows), atol=1e-5))
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+
+
+def packable(model: nn.Module) -> bool:
+    """Whether all linear layers of a model are plain float32 ones on the CPU, and nobody watches over its modules."""
+    modules = list(model.modules())
+    linears = [module for module in modules if isinstance(module, nn.Linear)]
+    watched = any(hasattr(module, "_hf_hook") or module._forward_hooks for module in modules)
+    plain = all(
+        type(linear) is nn.Linear and linear.weight.dtype == torch.float32 and linear.weight.device.type == "cpu"
+        for linear in linears
+    )
+    return bool(linears) and plain and not watched and has_packing()
+
+
+def drop_weights(sources: Sequence[nn.Linear]) -> None:
+    """Frees the plain weights of layers that have been packed; the layers cannot be called any more."""
+    for linear in sources:
+        linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
+
+
+def pack_linears(model: nn.Module) -> list[PackedLinear]:
+    """Replaces every linear layer of a model by a packed one, for good, and returns these."""
+    packed: list[PackedLinear] = []
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                packed.append(PackedLinear([child]))
+                setattr(parent, name, packed[-1])
+    return packed

@@ -1,0 +1,60 @@
+"""The probe at load: are the bits of a row's logits the same whatever runs beside it and however its tokens are fed?
+
+Only then can the engine promise equal tokens bit for bit. What decides is the machine, the build of torch and the shapes,
+so it is asked, not assumed: of attention alone over long contexts, and of the whole forward over a few tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from specrouter_llm.runtime.attention import EXTENT_STEP, STORAGE_STEP, RaggedContext, attend, rounded_up
+from specrouter_llm.runtime.batch import Span
+
+_STARTS = (0, 200, EXTENT_STEP - 3, 512 - 5, 1100)
+"""Contexts that attention is probed at; some cross the border of an extent."""
+_COUNTS = (1, 2, 3, 5, 9)
+"""Numbers of tokens that are fed at a time."""
+_LENGTH = 18
+_FORWARD_LENGTH = 9
+"""Tokens for the whole model: enough for every pattern below, few enough for a large one."""
+
+
+def is_bitwise(forward: Callable[[Sequence[Span]], Tensor], vocab_size: int, shape: tuple[int, int, int]) -> bool:
+    """`forward` has two slots to write to; `shape` is (query heads, key heads, head size)."""
+    with torch.inference_mode():
+        return all(_attention_is_stable(start, *shape) for start in _STARTS) and _forward_is_stable(forward, vocab_size)
+
+
+def _attention_is_stable(start: int, heads: int, key_heads: int, head_dim: int) -> bool:
+    """Queries all at once, a few at a time, and beside another row."""
+    generator = torch.Generator().manual_seed(start)
+    capacity = rounded_up(start + _LENGTH, STORAGE_STEP)
+    keys, values = (torch.randn(2, capacity, key_heads, head_dim, generator=generator) for _ in range(2))
+    queries = torch.randn(heads, _LENGTH, head_dim, generator=generator)
+
+    def run(first: int, count: int, mates: int = 0) -> Tensor:
+        spans = [Span(0, start + first, [0] * count, 0), Span(1, 7, [0] * mates, 0)][: 1 + bool(mates)]
+        packed = torch.cat([queries[:, first : first + count], queries[:, :mates]], dim=1)
+        return attend(packed, keys, values, RaggedContext(spans, capacity), head_dim**-0.5)[:count]
+
+    whole = run(0, _LENGTH)
+    pieces = [torch.cat([run(i, min(n, _LENGTH - i)) for i in range(0, _LENGTH, n)]) for n in _COUNTS]
+    return all(torch.equal(whole, other) for other in (*pieces, run(0, _LENGTH, mates=4)))
+
+
+def _forward_is_stable(forward: Callable[[Sequence[Span]], Tensor], vocab_size: int) -> bool:
+    """The same tokens fed whole, in pieces, and beside another row."""
+    ids = [(11 + 7 * i) % vocab_size for i in range(_FORWARD_LENGTH)]
+
+    def run(*cuts: int, mates: int = 0) -> Tensor:
+        mate = [Span(1, 0, ids[:mates], 0)] if mates else []
+        edges = (0, *cuts, len(ids))
+        return torch.cat([forward([Span(0, a, ids[a:b], b - a), *mate]) for a, b in itertools.pairwise(edges)])
+
+    whole = run()
+    return all(torch.equal(whole, other) for other in (run(1, 2, 4), run(5, mates=2), run(mates=7)))
