@@ -3,7 +3,9 @@
 SpecRouterError
 ├── InvalidParameterError (also ValueError)   a value that a call cannot be run with
 │   ├── InvalidPromptError                    empty, of the wrong type, or not encodable
-│   └── ContextOverflowError                  the prompt does not fit the target's context
+│   ├── ContextOverflowError                  the prompt does not fit the target's context
+│   └── UnsupportedSchemaError                a JSON schema uses what the grammar backend cannot enforce
+├── MissingDependencyError (also ImportError) an optional package is needed and not installed
 ├── ModelLoadError                            a model cannot be loaded
 │   ├── ModelNotFoundError                    no such folder, no such name in the cache
 │   ├── UnsafeModelError                      pickled weights or remote code
@@ -35,6 +37,14 @@ class InvalidPromptError(InvalidParameterError):
 
 class ContextOverflowError(InvalidParameterError):
     """The prompt is longer than the context that the engine can serve."""
+
+
+class UnsupportedSchemaError(InvalidParameterError):
+    """A JSON schema uses a keyword that cannot be enforced; the message names it."""
+
+
+class MissingDependencyError(SpecRouterError, ImportError):
+    """An optional package is needed and not installed; the message names the extra that installs it."""
 
 
 class ModelLoadError(SpecRouterError):

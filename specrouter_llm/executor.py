@@ -21,6 +21,7 @@ from specrouter_llm.drafting.processor import DraftProcessor
 from specrouter_llm.drafting.proposer import Proposer
 from specrouter_llm.errors import ModelFailure, NumericalError, RequestFailedError
 from specrouter_llm.runtime.runner import Runner
+from specrouter_llm.sampling.constraint import ENDED
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import Forward, Trial
 from specrouter_llm.state.manager import StateManager
@@ -161,7 +162,7 @@ class _StepRun:
     ) -> list[list[int]]:
         """Up to wants[r] tokens of the plan's top level after each hypothesis. A row that got less offers what it has."""
         if plan is None:
-            return [[] for _ in rows]
+            return [_forced(*each) for each in zip(rows, hypotheses, wants, strict=True)]
         if plan.top in self.drafting:
             return self.drafting.propose(plan.top, rows, hypotheses, wants, log=self.log)
         grown: list[list[int]] = [[] for _ in rows]
@@ -174,13 +175,15 @@ class _StepRun:
                 break
             sub_rows = [rows[i] for i in live]
             sub_hypotheses = [[*hypotheses[i], *grown[i]] for i in live]
-            asked = [min(plan.window, wants[i] - len(grown[i]) - 1) for i in live]
+            asked = [wants[i] - len(grown[i]) - 1 for i in live]
+            if plan.below is not None:
+                asked = [min(plan.window, want) for want in asked]
             proposals = self.propose(plan.below, sub_rows, sub_hypotheses, asked)
             verified = self.verify(plan.top, sub_rows, sub_hypotheses, proposals, [plan.below] * len(live))
             for i, verification in zip(live, verified, strict=True):
-                kept = _until_end(verification.token_ids, rows[i])
+                kept, ended = _until_end(rows[i], [*hypotheses[i], *grown[i]], verification.token_ids)
                 grown[i].extend(kept)
-                done[i] = not kept or len(grown[i]) >= wants[i] or kept[-1] in rows[i].end_ids
+                done[i] = ended or not kept or len(grown[i]) >= wants[i]
         return [tokens[:want] for tokens, want in zip(grown, wants, strict=True)]
 
     def verify(
@@ -227,7 +230,20 @@ def _groups(plans: Sequence[Plan]) -> dict[Plan, list[int]]:
     return groups
 
 
-def _until_end(token_ids: list[int], row: Row) -> list[int]:
-    """The tokens up to the first that ends the row, which is kept."""
-    end = next((i for i, token_id in enumerate(token_ids) if token_id in row.end_ids), len(token_ids))
-    return token_ids[: end + 1]
+def _forced(row: Row, hypothesis: Sequence[int], want: int) -> list[int]:
+    """What a grammar leaves no choice about needs no model: the lowest one takes it in as a proposal, in one forward."""
+    constraint = row.sampler.constraint
+    return constraint.draft(hypothesis, (), want) if constraint is not None else []
+
+
+def _until_end(row: Row, hypothesis: list[int], token_ids: list[int]) -> tuple[list[int], bool]:
+    """The tokens up to the first that ends the row, which is kept; and whether there is one."""
+    constraint = row.sampler.constraint
+    for size, token_id in enumerate(token_ids, 1):
+        if constraint is not None:
+            ended = constraint.progress([*hypothesis, *token_ids[:size]]) in ENDED
+        else:
+            ended = token_id in row.end_ids
+        if ended:
+            return token_ids[:size], True
+    return token_ids, False

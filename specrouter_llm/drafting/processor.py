@@ -1,4 +1,4 @@
-"""The DraftProcessor: runs level 0 for a group of rows."""
+"""The DraftProcessor: runs level 0 for a group of rows, and cuts what it proposes at the first illegal token."""
 
 from __future__ import annotations
 
@@ -37,10 +37,16 @@ class DraftProcessor:
         for row, hypothesis, want in zip(rows, hypotheses, wants, strict=True):
             try:
                 proposed = itertools.islice(proposer.propose(row, hypothesis, want), want)
-                proposals.append([operator.index(token_id) for token_id in proposed])
+                proposals.append(_lawful(row, hypothesis, [operator.index(token_id) for token_id in proposed], want))
             except BaseException as error:  # a third party's code: whatever it does, the answer goes on
                 row.set_aside[name] = f"raised {type(error).__name__}: {error}"
                 proposals.append([])
         num_tokens = sum(len(proposal) for proposal in proposals)
         log.append(Forward(name, len(rows), num_tokens, 0, time.perf_counter() - started))
         return proposals
+
+
+def _lawful(row: Row, hypothesis: Sequence[int], proposal: list[int], want: int) -> list[int]:
+    """The proposal up to the first token that the row's grammar forbids, and what the grammar then forces."""
+    constraint = row.sampler.constraint
+    return proposal if constraint is None else constraint.draft(hypothesis, proposal, want)

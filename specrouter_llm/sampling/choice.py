@@ -5,7 +5,8 @@
 with scores processed in one fixed order and g keyed Gumbel noise; greedy is the same rule with g = 0, ties go to the
 lowest id. The target's choices are what is committed, so any proposer is lossless. By the Gumbel-max trick the choice
 is an exact sample of softmax(scores). For two models with shared noise P(equal choices) lies between (1 - TV)/(1 + TV)
-and 1 - TV (Daliri et al., arXiv 2408.07978).
+and 1 - TV (Daliri et al., arXiv 2408.07978). A row with a grammar replaces a choice after which its output could no
+longer be closed in time, at every level alike.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def choose(logits: Tensor, segments: Sequence[Segment]) -> list[list[int | None]
         block = scores if len(indices) == len(owners) else scores[indices]
         values, ids = _perturbed(block, warp, [owners[i] for i in indices]).max(dim=-1)
         for index, token_id, ok in zip(indices, ids.tolist(), torch.isfinite(values).tolist(), strict=True):
-            best[index] = token_id if ok else None
+            best[index] = _fitting(*owners[index], token_id) if ok else None
     ends = itertools.accumulate(segment.count for segment in segments)
     return [best[end - segment.count : end] for segment, end in zip(segments, ends, strict=True)]
 
@@ -62,6 +63,14 @@ def perturbed(logits: Tensor, segment: Segment) -> Tensor:
     """What the choice is the argmax of, float64 [count, V]; the gap of its two best values is the margin of a choice."""
     owners = [(segment, offset) for offset in range(segment.count)]
     return _perturbed(_adjusted(logits, [segment]), segment.sampler.warp, owners).to(torch.float64)
+
+
+def _fitting(segment: Segment, offset: int, token_id: int) -> int:
+    """The choice, or what a grammar puts in its place because there would be no room left to end the output well."""
+    constraint = segment.sampler.constraint
+    if constraint is None:
+        return token_id
+    return constraint.fitting(segment.hypothesis[: len(segment.hypothesis) - segment.count + 1 + offset], token_id)
 
 
 def _adjusted(logits: Tensor, segments: Sequence[Segment]) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from specrouter_llm.errors import InvalidParameterError
+from specrouter_llm.sampling.structured import StructuredOutput
 
 MAX_SEED = 2**63 - 1
 """Largest accepted seed; seeds are non-negative."""
@@ -21,7 +22,7 @@ class SamplingParams(BaseModel):
     """How the target chooses tokens. Unknown or out-of-range values raise InvalidParameterError when the object is made.
 
     The order in which they act is fixed: repetition, presence and frequency penalty, logit_bias, bad words and
-    min_tokens, then temperature, top_k, top_p, min_p.
+    min_tokens, the grammar, then temperature, top_k, top_p, min_p.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
@@ -60,6 +61,8 @@ class SamplingParams(BaseModel):
     """Report each output token's log-probability under the target's raw distribution."""
     top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)
     """And those of this many most likely tokens (needs logprobs)."""
+    structured: StructuredOutput | None = None
+    """A grammar that the text has to satisfy; stop strings and stop tokens do not count inside it."""
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -90,6 +93,8 @@ class SamplingParams(BaseModel):
             raise ValueError("logit_bias must hold finite numbers, or -inf to forbid a token")
         if any(not word for word in self.bad_words):
             raise ValueError("bad_words must not hold an empty word")
+        if self.structured is not None and self.ignore_eos:
+            raise ValueError("ignore_eos contradicts structured: a grammar says where the text ends")
         return self
 
     def replace(self, **changes: Any) -> SamplingParams:

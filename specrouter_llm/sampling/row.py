@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from specrouter_llm.sampling.constraint import Constraint
 from specrouter_llm.sampling.noise import gumbel, row_keys
 from specrouter_llm.sampling.params import SamplingParams
 
@@ -34,10 +35,13 @@ class RowSampler:
         prompt_ids: Sequence[int] = (),
         end_ids: Iterable[int] = (),
         bad_words: Sequence[Sequence[int]] = (),
+        constraint: Constraint | None = None,
     ) -> None:
         self.params = params
         self.seed = seed
         self.sample = sample
+        self.constraint = constraint
+        """The row's grammar."""
         self.warp = Warp(params.temperature, params.top_k, params.top_p, params.min_p)
         self.noise: dict[int, Tensor] = {}
         """Noise rows by absolute position, kept until the position is committed: all levels read the same ones."""
@@ -55,13 +59,16 @@ class RowSampler:
     def contextual(self) -> bool:
         """Whether scores must be adjusted at all before the warp."""
         short = len(self._output) < self.params.min_tokens and bool(self._end_ids)
-        return self._penalised or bool(self.params.logit_bias) or bool(self._bad_words) or short
+        words = bool(self.params.logit_bias) or bool(self._bad_words)
+        return self.constraint is not None or self._penalised or words or short
 
     def commit(self, token_ids: Sequence[int]) -> None:
         """Tokens became final: they count for penalties, and noise up to them is no longer needed."""
         self._output.extend(token_ids)
         if self._penalised:
             self._counts.update(token_ids)
+        if self.constraint is not None:
+            self.constraint.commit(token_ids)
         done = len(self._prompt_ids) + len(self._output)
         for position in [p for p in self.noise if p < done]:
             del self.noise[position]
@@ -72,7 +79,7 @@ class RowSampler:
         return gumbel([row_keys(self.seed, self.sample, position)], ids)[0].tolist()  # type: ignore[no-any-return]
 
     def adjust(self, scores: Tensor, hypothesis: Sequence[int]) -> Tensor:
-        """Scores [n, V] after penalties, bias, bad words and min_tokens; `scores` is not modified.
+        """Scores [n, V] after penalties, bias, bad words, min_tokens and the grammar; `scores` is not modified.
 
         Row j is the choice after committed + hypothesis[: len(hypothesis) - n + 1 + j]: the last n - 1 tokens of the
         hypothesis are a proposal, and every position sees just what precedes it.
@@ -89,6 +96,9 @@ class RowSampler:
             banned = self._banned(hypothesis[: first + row], scores.shape[1])
             if banned:
                 adjusted[row, banned] = -torch.inf
+        if self.constraint is not None:
+            for row in range(scores.shape[0]):
+                _forbid(adjusted[row], scores[row], self.constraint.allowed(hypothesis[: first + row]))
         # A broken row stays broken even if the ban hits just the token that is NaN.
         return adjusted.masked_fill_(scores.isnan().any(dim=-1, keepdim=True), torch.nan)
 
@@ -133,6 +143,25 @@ class RowSampler:
             context = (*self._prompt_ids[-reach:], *self._output[-reach:], *hypothesis)[-reach:] if reach else ()
             banned.extend(word[-1] for word in self._bad_words if _ends_with(context, word[:-1]))
         return [token_id for token_id in banned if token_id < vocab_size]
+
+
+def _forbid(adjusted: Tensor, raw: Tensor, allowed: Tensor | None) -> None:
+    """Takes from the adjusted scores [V] of one choice what the grammar does not allow.
+
+    If all that is allowed has been forbidden otherwise, the grammar wins. A drafter whose vocabulary holds nothing that
+    is allowed is left alone: whatever it says will be rejected.
+    """
+    if allowed is None:
+        return
+    width = raw.shape[0]
+    mask = torch.zeros(width, dtype=torch.bool)
+    mask[: len(allowed)] = allowed[:width]
+    if not mask.any():
+        return
+    forbidden = ~mask.to(raw.device)
+    adjusted.masked_fill_(forbidden, -torch.inf)
+    if not bool(torch.isfinite(adjusted).any()):
+        adjusted.copy_(raw.masked_fill(forbidden, -torch.inf))
 
 
 def _ends_with(context: Sequence[int], suffix: Sequence[int]) -> bool:
