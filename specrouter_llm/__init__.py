@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from specrouter_llm.engine.worker import EngineStats
     from specrouter_llm.errors import SpecRouterError
     from specrouter_llm.sampling.params import SamplingParams
+    from specrouter_llm.sampling.structured import StructuredOutput
     from specrouter_llm.scheduling.plan import Plan
     from specrouter_llm.scheduling.policy import (
         FixedPolicy,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         Completion,
         Delta,
         FinishReason,
+        Route,
         SpeculationStats,
         StepInfo,
         Timings,
@@ -57,6 +59,7 @@ _HOMES = {
     "Plan": "scheduling.plan",
     "Policy": "scheduling.policy",
     "Proposer": "drafting.proposer",
+    "Route": "types",
     "RowObservation": "scheduling.policy",
     "RowView": "scheduling.policy",
     "SamplingParams": "sampling.params",
@@ -65,6 +68,7 @@ _HOMES = {
     "SpeculationStats": "types",
     "StepInfo": "types",
     "StepObservation": "scheduling.policy",
+    "StructuredOutput": "sampling.structured",
     "Timings": "types",
     "TokenLogprob": "types",
     "Trial": "scheduling.policy",
@@ -88,6 +92,7 @@ __all__ = [
     "Plan",
     "Policy",
     "Proposer",
+    "Route",
     "RowObservation",
     "RowView",
     "SamplingParams",
@@ -96,6 +101,7 @@ __all__ = [
     "SpeculationStats",
     "StepInfo",
     "StepObservation",
+    "StructuredOutput",
     "Timings",
     "TokenLogprob",
     "Trial",

@@ -7,7 +7,14 @@ from collections.abc import Collection, Sequence
 
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.plan import Plan
-from specrouter_llm.scheduling.policy import FixedPolicy, Policy, RowView, StepObservation
+from specrouter_llm.scheduling.policy import (
+    ExplainingPolicy,
+    FixedPolicy,
+    Policy,
+    Reasons,
+    RowView,
+    StepObservation,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +119,10 @@ class ChainRouter:
                 return self.target_only
             self._sound.add(plan)
         return plan
+
+    def reasons(self, row_id: int) -> Reasons:
+        """Why a row was decoded as it was, if the policy can say so."""
+        return self._policy.reasons(row_id) if isinstance(self._policy, ExplainingPolicy) else Reasons()
 
     def observe(self, step: StepObservation) -> None:
         """Passes what a step did to the policy."""

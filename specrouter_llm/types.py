@@ -69,6 +69,68 @@ class StageStats:
 
 
 @dataclass(frozen=True, slots=True)
+class RouteLeg:
+    """All steps that a completion took with one chain, its prefill aside."""
+
+    levels: tuple[str, ...]
+    """Lowest first, the target last."""
+    steps: int
+    tokens: int
+    """Committed."""
+    seconds: float
+    """Duration of these steps; other rows of the batch share them."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSwitch:
+    """A change of chain that the policy decided on while the completion was running."""
+
+    at_token: int
+    """Tokens of the completion that had been committed."""
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    reason: str
+    predicted_gain: float
+    """1 - predicted time per token after / before, of the whole batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteCandidate:
+    """A chain that the policy considered in its last search."""
+
+    levels: tuple[str, ...]
+    windows: tuple[int, ...]
+    predicted_seconds_per_token: float
+    """All rows of the batch together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How a completion was decoded, and why."""
+
+    legs: tuple[RouteLeg, ...]
+    """One per chain, most tokens first."""
+    switches: tuple[RouteSwitch, ...] = ()
+    candidates: tuple[RouteCandidate, ...] = ()
+    """Best first, as the policy saw them when the completion ended; empty with a forced chain or a fixed policy."""
+    predicted_seconds_per_token: float | None = None
+    """Of the chain in use at the end, all rows of the batch together."""
+
+    @property
+    def steps(self) -> int:
+        return sum(leg.steps for leg in self.legs)
+
+    @property
+    def tokens(self) -> int:
+        return sum(leg.tokens for leg in self.legs)
+
+    @property
+    def measured_seconds_per_token(self) -> float | None:
+        """Duration of the steps by tokens committed; a step's duration is shared with the other rows."""
+        return sum(leg.seconds for leg in self.legs) / self.tokens if self.tokens else None
+
+
+@dataclass(frozen=True, slots=True)
 class SpeculationStats:
     """Speculative decoding of one completion, counted at the target (field names as in vLLM)."""
 
@@ -87,6 +149,7 @@ class SpeculationStats:
     """Every member that took part, lowest level first, the target last."""
     fallback: str | None = None
     """Why a member was set aside, if one was."""
+    route: Route = Route(())
 
     @property
     def draft_acceptance_rate(self) -> float:

@@ -23,6 +23,8 @@ RANKS = {
     "scheduling": 1,
     "pool": 2,
     "runtime": 2,
+    "structured": 2,
+    "telemetry": 2,
     "state": 3,
     "drafting": 4,
     "verification": 4,
@@ -30,6 +32,7 @@ RANKS = {
     "router": 5,
     "engine": 6,
     "bench": 7,
+    "chat": 7,
     "testing": 7,
     "cli": 8,
 }

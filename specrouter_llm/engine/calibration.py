@@ -1,25 +1,146 @@
-"""Calibration: what one forward of each model costs on this machine, measured before the first request."""
+"""Calibration: what one forward of each model costs on this machine, measured before the first request, or kept on disk."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm.auto import tqdm
 
+from specrouter_llm.errors import InvalidParameterError
+from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.runner import Runner
+from specrouter_llm.runtime.select import make_runner
+from specrouter_llm.scheduling.latency import LatencyModel
+
+if TYPE_CHECKING:
+    from specrouter_llm.pool.pool import PoolMember
 
 GRID = (1, 2, 4, 8, 16, 32, 64)
 """Tokens per forward; those between are interpolated."""
+FORMAT = 1
 _CONTEXTS = (64, 960)
 _REPEATS = 3
 
 Samples = Sequence[tuple[int, int, float]]
 
 
-def measure(runners: Mapping[str, Runner], *, seconds: float = 2.0, progress: bool = True) -> dict[str, Samples]:
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What the forwards of one pool cost on one machine."""
+
+    members: Mapping[str, str]
+    """What each model is: label, dtype, runner and device, smallest first."""
+    threads: int
+    """Of torch, while it was measured."""
+    latency: LatencyModel
+    """The engine's own time per step is not in it: it is learnt from steps."""
+
+    @classmethod
+    def of(cls, pool: ModelPool, runners: Mapping[str, Runner], *, seconds: float, progress: bool) -> Calibration:
+        """Measures all models of a pool, which must not be in use."""
+        latency = LatencyModel.fit(measure(runners, seconds=seconds, progress=progress), overhead=0.0)
+        return cls(describe(pool, runners), torch.get_num_threads(), latency)
+
+    def save(self, path: Path) -> None:
+        """Writes what `load` reads."""
+        content = {
+            "format": FORMAT,
+            "members": dict(self.members),
+            "threads": self.threads,
+            "latency": json.loads(self.latency.to_json()),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Raises:
+        InvalidParameterError: no such file, or not one that `save` wrote.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise InvalidParameterError(
+                    f"the calibration {path} is of format {content['format']!r}, this release reads {FORMAT}; "
+                    "make it anew with `specrouter calibrate`"
+                )
+            members = {str(name): str(what) for name, what in content["members"].items()}
+            return cls(members, int(content["threads"]), LatencyModel.from_json(json.dumps(content["latency"])))
+        except InvalidParameterError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidParameterError(
+                f"{path} is not a calibration that `specrouter calibrate --out` wrote: {error!r}"
+            ) from None
+
+    def check(self, pool: ModelPool, runners: Mapping[str, Runner]) -> None:
+        """Raises:
+        InvalidParameterError: it was measured on other models, or otherwise than they run now.
+        """
+        found = describe(pool, runners)
+        for name, what in found.items():
+            if name not in self.members or not self.latency.knows(name):
+                raise InvalidParameterError(_misfit(f"it does not know {name!r}; it knows {', '.join(self.members)}"))
+            if self.members[name] != what:
+                raise InvalidParameterError(_misfit(f"{name!r} was measured as {self.members[name]!r}, it is {what!r}"))
+        if self.threads != torch.get_num_threads():
+            raise InvalidParameterError(
+                _misfit(f"it was measured with {self.threads} threads, torch now has {torch.get_num_threads()}")
+            )
+
+
+def _misfit(reason: str) -> str:
+    return (
+        f"the calibration does not fit this pool: {reason}. Make a new one with `specrouter calibrate`, or leave it out"
+    )
+
+
+def describe(pool: ModelPool, runners: Mapping[str, Runner]) -> dict[str, str]:
+    """What decides a model's speed, by name."""
+    return {
+        member.name: f"{member.label}, {runners[member.name].dtype}, {type(runners[member.name]).__name__} "
+        f"on {_device(member)}"
+        for member in in_order(pool)
+    }
+
+
+def _device(member: PoolMember) -> str:
+    device = member.model.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
+
+
+def in_order(pool: ModelPool) -> list[PoolMember]:
+    """The members as chains run through them: the smallest drafter first, the target last."""
+    return [*sorted(pool.drafts, key=lambda member: member.num_parameters), pool.target]
+
+
+def pool_runners(pool: ModelPool, *, num_slots: int, pack: bool) -> dict[str, Runner]:
+    """A runner for every member, in order.
+
+    Raises:
+        UnsupportedModelError: a model's logits through our cache differ from its own.
+    """
+    return {
+        member.name: make_runner(
+            member.name,
+            member.model,
+            num_slots=num_slots,
+            context_length=min(member.context_length, pool.max_context),
+            pack=pack,
+            keep=member.borrowed,
+        )
+        for member in in_order(pool)
+    }
+
+
+def measure(runners: Mapping[str, Runner], *, seconds: float, progress: bool = True) -> dict[str, Samples]:
     """(tokens, context, seconds) of one-row forwards of every model, medians of three, choice of a token included.
 
     `seconds` is shared by the models; whoever is slow gets fewer points, but at least the first. Runs in slot 0, which
@@ -40,12 +161,13 @@ def _measure_one(runner: Runner, budget: float) -> Samples:
     # Ends of the range first: if time runs out, what lies between is interpolated.
     points.sort(key=lambda point: (_order(point[0]), point[1]))
     samples: list[tuple[int, int, float]] = []
-    _forward(runner, 1, 0)  # the first call allocates
+    last = _forward(runner, 1, 0)  # the first call allocates
     for tokens, context in points:
-        if samples and time.perf_counter() > deadline:
+        if samples and time.perf_counter() + _REPEATS * last > deadline:
             break
         times = sorted(_forward(runner, tokens, context) for _ in range(_REPEATS))
-        samples.append((tokens, context + tokens, times[_REPEATS // 2]))
+        last = times[_REPEATS // 2]
+        samples.append((tokens, context + tokens, last))
     return sorted(samples)
 
 

@@ -13,6 +13,7 @@ from specrouter_llm.engine.request import Request
 from specrouter_llm.errors import ContextOverflowError, InvalidParameterError, InvalidPromptError
 from specrouter_llm.router import ChainRouter
 from specrouter_llm.sampling.params import MAX_SEED, SamplingParams
+from specrouter_llm.structured.grammar import Grammar, GrammarCompiler
 from specrouter_llm.text.tokenizer import Tokenizer
 from specrouter_llm.types import ChatMessage, Prompt, StepInfo
 
@@ -29,9 +30,11 @@ class RequestOptions:
     timeout: float | None = None
     on_step: Callable[[StepInfo], None] | None = None
     tools: Sequence[Any] | None = None
+    template_kwargs: Mapping[str, Any] | None = None
+    keep_special_tokens: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name in ("chain", "windows", "draft_sources"):
+        for name in ("chain", "windows", "draft_sources", "keep_special_tokens"):
             if isinstance(getattr(self, name), (str, int)):
                 raise InvalidParameterError(f"{name} must be a list, got {getattr(self, name)!r}")
         if self.speculation is not None and not isinstance(self.speculation, bool):
@@ -62,6 +65,9 @@ class Intake:
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
         self._max_context = max_context
+        self._grammars = GrammarCompiler(
+            tokenizer.to_json if tokenizer is not None else lambda: None, vocab_size, eos_ids
+        )
         self._encoding = threading.Lock()  # fast tokenizers do not like to be configured by two threads at once
 
     def requests(
@@ -83,9 +89,10 @@ class Intake:
         plan = self._router.resolve(options.chain, options.windows, options.speculation)
         sources = [*options.draft_sources, *([options.prediction] if options.prediction is not None else [])]
         eos_ids = frozenset() if params.ignore_eos else self._eos_ids
+        prompt_ids = self.encode(prompt, options.tools, options.template_kwargs)
         return Request(
             prompt_index=index,
-            prompt_ids=self.encode(prompt, options.tools),
+            prompt_ids=prompt_ids,
             params=params,
             seed=params.seed if params.seed is not None else secrets.randbelow(MAX_SEED),
             plan=plan,
@@ -96,15 +103,24 @@ class Intake:
             max_length=self._max_context,
             deadline=time.monotonic() + options.timeout if options.timeout is not None else None,
             on_step=options.on_step,
+            grammar=self._grammar(params, self._max_context - len(prompt_ids)),
+            keep_special_tokens=tuple(options.keep_special_tokens),
         )
 
-    def encode(self, prompt: Prompt, tools: Sequence[Any] | None = None) -> list[int]:
+    def encode(
+        self,
+        prompt: Prompt,
+        tools: Sequence[Any] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Token ids of a prompt: text as it is, a chat through the template once. Raises InvalidPromptError."""
         if isinstance(prompt, str):
             ids = self._require_tokenizer("text prompts").encode(prompt) if prompt else []
         elif _is_chat(prompt):
             with self._encoding:
-                ids = self._require_tokenizer("chats").encode_chat(cast("list[ChatMessage]", prompt), tools=tools)
+                ids = self._require_tokenizer("chats").encode_chat(
+                    cast("list[ChatMessage]", prompt), tools=tools, template_kwargs=template_kwargs
+                )
         elif _are_ids(prompt):
             ids = list(cast("Sequence[int]", prompt))
         else:
@@ -132,6 +148,14 @@ class Intake:
                 raise InvalidParameterError(f"a draft source is text or a list of token ids, got {source!r}")
             return source
         return self._require_tokenizer("text sources").encode_document(source)
+
+    def _grammar(self, params: SamplingParams, room: int) -> Grammar | None:
+        """The compiled grammar of the output, of which `room` tokens fit the context."""
+        if params.structured is None:
+            return None
+        grammar = self._grammars.compile(params.structured)
+        grammar.check_budget(min(params.max_tokens, room))
+        return grammar
 
     def _bad_words(self, params: SamplingParams) -> Sequence[Sequence[int]]:
         if not params.bad_words:

@@ -10,16 +10,21 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from specrouter_llm.engine.handle import Mailbox
+from specrouter_llm.sampling.constraint import Constraint, Progress
 from specrouter_llm.sampling.logprobs import token_logprobs
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.scheduling.policy import Reasons
 from specrouter_llm.state.row import Row
+from specrouter_llm.structured.constraint import RowConstraint
+from specrouter_llm.structured.grammar import Grammar
 from specrouter_llm.text.stream import TextStream
 from specrouter_llm.types import (
     Completion,
     Delta,
     FinishReason,
     Guarantee,
+    Route,
     SpeculationStats,
     StageStats,
     StepInfo,
@@ -49,9 +54,22 @@ class Request:
     deadline: float | None
     """On the monotonic clock."""
     on_step: Callable[[StepInfo], None] | None
+    grammar: Grammar | None = None
+    """What the output has to satisfy."""
+    keep_special_tokens: tuple[str, ...] = ()
+    """Special tokens that are part of the text; all others have none."""
     mailbox: Mailbox[Delta | Completion] = field(default_factory=Mailbox)
     submitted: float = field(default_factory=time.monotonic)
     cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def max_output(self) -> int:
+        """Tokens that a sample may have."""
+        return min(self.params.max_tokens, self.max_length - len(self.prompt_ids))
+
+    def constraint(self) -> Constraint | None:
+        """The grammar for one sample."""
+        return None if self.grammar is None else RowConstraint(self.grammar, self.end_ids, self.max_output)
 
 
 class Sample:
@@ -93,7 +111,7 @@ class Sample:
         for token_id in token_ids:
             taken.append(token_id)
             self._token_ids.append(token_id)
-            pieces.append(self._advance(token_id))
+            pieces.append(self._advance(taken))
             if self.finish_reason is not None:
                 break
         now = time.monotonic()
@@ -101,20 +119,29 @@ class Sample:
         self._last_token = now
         return taken, "".join(pieces)
 
-    def _advance(self, token_id: int) -> str:
-        """The text that a new last token releases; sets the finish reason if the token ends the text."""
-        request, length = self.request, len(self._token_ids)
+    def _advance(self, taken: Sequence[int]) -> str:
+        """The text that the last of the tokens taken in this step releases; sets the finish reason if it ends the text."""
+        request, token_id, length = self.request, taken[-1], len(self._token_ids)
+        progress = self._progress(taken)
         may_stop = length > request.params.min_tokens
-        if token_id in request.end_ids and may_stop:
+        if progress is Progress.CLOSED or (progress is None and token_id in request.end_ids and may_stop):
             self.finish_reason = FinishReason.STOP
             self._stop_reason = None if token_id in request.eos_ids else token_id
             return ""
-        text, stop = self._stream.push(token_id, check_stops=length >= request.params.min_tokens)
+        inside = progress not in (None, Progress.FREE)
+        text, stop = self._stream.push(token_id, check_stops=not inside and length >= request.params.min_tokens)
         if stop is not None:
             self.finish_reason, self._stop_reason = FinishReason.STOP, stop
-        elif length >= request.params.max_tokens or len(request.prompt_ids) + length >= request.max_length:
+        elif progress is Progress.COMPLETE or (progress is Progress.VALID and length >= request.max_output):
+            self.finish_reason = FinishReason.STOP
+        elif length >= request.max_output:
             self.finish_reason = FinishReason.LENGTH
         return text
+
+    def _progress(self, taken: Sequence[int]) -> Progress | None:
+        """Where the output stands with regard to its grammar, if it has one."""
+        constraint = self.row.sampler.constraint if self.row is not None else None
+        return constraint.progress(taken) if constraint is not None else None
 
     def emit(self, taken: Sequence[int], text: str, logprobs: Sequence[TokenLogprob] | None) -> None:
         """Delivers what a step made final; the rest of the text with the last piece."""
@@ -140,7 +167,7 @@ class Sample:
         self.finish_reason, self._error = reason, error
         self.emit((), "", None)
 
-    def completion(self, guarantee: Guarantee, order: Sequence[str]) -> Completion:
+    def completion(self, guarantee: Guarantee, order: Sequence[str], reasons: Reasons) -> Completion:
         """The finished sample; `order` names all levels, lowest first and the target last."""
         params, tokens = self.request.params, tuple(self._token_ids)
         return Completion(
@@ -153,7 +180,7 @@ class Sample:
             seed=self.request.seed,
             guarantee=guarantee,
             usage=Usage(len(self.request.prompt_ids), len(tokens), self.cached_tokens),
-            stats=_speculation(self.row, order, len(tokens)),
+            stats=_speculation(self.row, order, len(tokens), reasons),
             timings=self._timings(),
             logprobs=tuple(self._logprobs) if params.logprobs else None,
             error=self._error,
@@ -180,7 +207,16 @@ class Sample:
         )
 
 
-def _speculation(row: Row | None, order: Sequence[str], committed: int) -> SpeculationStats:
+def _route(row: Row, reasons: Reasons) -> Route:
+    return Route(
+        legs=tuple(sorted(row.legs.values(), key=lambda leg: -leg.tokens)),
+        switches=reasons.switches,
+        candidates=reasons.candidates,
+        predicted_seconds_per_token=reasons.predicted_seconds_per_token,
+    )
+
+
+def _speculation(row: Row | None, order: Sequence[str], committed: int, reasons: Reasons) -> SpeculationStats:
     """The counters of a row under vLLM's names."""
     target = order[-1]
     if row is None:
@@ -201,4 +237,5 @@ def _speculation(row: Row | None, order: Sequence[str], committed: int) -> Specu
         num_committed_tokens=committed,
         chain=(*stages, StageStats(target, "target", committed, committed)),
         fallback="; ".join(f"{name}: {reason}" for name, reason in row.set_aside.items()) or None,
+        route=_route(row, reasons),
     )

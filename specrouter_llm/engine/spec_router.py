@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
@@ -15,26 +16,29 @@ from torch import Tensor
 from specrouter_llm.config import EngineConfig, ModelSource
 from specrouter_llm.drafting.ngram import NgramProposer
 from specrouter_llm.drafting.proposer import Proposer
-from specrouter_llm.engine.calibration import measure
+from specrouter_llm.engine.calibration import Calibration, in_order, pool_runners
 from specrouter_llm.engine.handle import Handle
 from specrouter_llm.engine.intake import Intake, RequestOptions, with_changes
 from specrouter_llm.engine.request import Request, Sample
 from specrouter_llm.engine.worker import EngineStats, Worker
 from specrouter_llm.errors import InvalidParameterError, QueueFullError
 from specrouter_llm.executor import Executor
+from specrouter_llm.pool.budget import MemoryReport
 from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.router import ChainRouter
-from specrouter_llm.runtime.runner import EagerRunner, Runner
+from specrouter_llm.runtime.runner import Runner
+from specrouter_llm.runtime.select import packed_copy_bytes
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.scheduling.adaptive import AdaptivePolicy
 from specrouter_llm.scheduling.explanation import Explanation
-from specrouter_llm.scheduling.latency import LatencyModel
 from specrouter_llm.scheduling.policy import FixedPolicy, Policy
 from specrouter_llm.state.manager import StateManager
 from specrouter_llm.text.stream import TextStream
 from specrouter_llm.text.tokenizer import Tokenizer
 from specrouter_llm.types import Completion, Guarantee, Prompt, StepInfo
 
+CALIBRATION_SECONDS = 2.0
+"""At most so long the models are measured at start-up."""
 _QUEUE_POLL_S = 0.002
 """How often a call with more prompts than the queue holds looks for room."""
 
@@ -60,6 +64,7 @@ class SpecRouter:
         proposers: Sequence[Proposer] | None = None,
         policy: Policy | None = None,
         labels: Mapping[str, str] | None = None,
+        memory: MemoryReport | None = None,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         """`runners` are ordered from the smallest drafter to the target; `max_context` counts prompt + output tokens."""
@@ -69,6 +74,8 @@ class SpecRouter:
         self.tokenizer = tokenizer
         self.labels = {**{name: name for name in runners}, **(labels or {})}
         """How reports call each model: a widened one says so."""
+        self.memory = memory
+        """What weights and caches of the pool were summed up to; None for runners of one's own."""
         free = {p.name: p for p in _proposers(proposers)}
         models = [*(name for name in runners if name != target), target]
         self._router = ChainRouter(models, free, policy=policy)
@@ -112,6 +119,7 @@ class SpecRouter:
         quantization_config: Any = None,
         revision: str | None = None,
         policy: Policy | Literal["fixed", "adaptive"] = "fixed",
+        calibration: str | Path | None = None,
         proposers: Sequence[Proposer] | None = None,
         progress: bool = True,
         **config: Any,
@@ -125,6 +133,7 @@ class SpecRouter:
                 otherwise; quantization_config is the target's.
             policy: who chooses chains where the caller does not: "fixed" is one chain for all, "adaptive" measures
                 the models at start-up and chooses from what it sees; any other object with `plan` and `observe`.
+            calibration: what `specrouter calibrate --out` wrote, for the adaptive policy to start from without measuring.
             proposers: model-free drafters; n-gram lookup by default.
             progress: whether to show a progress bar while loading.
             config: fields of `EngineConfig` (max_batch, max_context, memory_budget, chain, windows, speculation, ...).
@@ -134,6 +143,7 @@ class SpecRouter:
             ModelLoadError: a model cannot be loaded; the subclass and the message say why.
         """
         settings = _engine_config(config)
+        known = _known_calibration(calibration, policy)
         pool = ModelPool.load(
             target,
             drafts,
@@ -145,19 +155,13 @@ class SpecRouter:
             max_batch=settings.max_batch,
             max_context=settings.max_context,
             memory_budget=settings.memory_budget,
+            packed_copy=packed_copy_bytes if settings.pack else None,
             progress=progress,
         )
-        members = [*sorted(pool.drafts, key=lambda member: member.num_parameters), pool.target]
-        runners: dict[str, Runner] = {
-            member.name: EagerRunner(
-                member.name,
-                member.model,
-                num_slots=settings.max_batch,
-                context_length=min(member.context_length, pool.max_context),
-            )
-            for member in members
-        }
+        runners = pool_runners(pool, num_slots=settings.max_batch, pack=settings.pack)
         try:
+            if policy == "adaptive":
+                policy = _adaptive(pool, runners, known, proposers, progress=progress)
             return cls(
                 runners,
                 target=pool.target.name,
@@ -166,8 +170,9 @@ class SpecRouter:
                 max_context=pool.max_context,
                 config=settings,
                 proposers=proposers,
-                policy=_policy(policy, runners, proposers, progress=progress),
-                labels={member.name: member.label for member in members},
+                policy=_policy(policy),
+                labels={member.name: member.label for member in in_order(pool)},
+                memory=pool.memory,
                 on_close=pool.close,
             )
         except InvalidParameterError:
@@ -233,6 +238,8 @@ class SpecRouter:
         timeout: float | None = None,
         on_step: Callable[[StepInfo], None] | None = None,
         tools: Sequence[Any] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        keep_special_tokens: Sequence[str] = (),
         **sampling: Any,
     ) -> Handle:
         """Queues one prompt and returns at once.
@@ -245,7 +252,8 @@ class SpecRouter:
             prediction: what the answer is expected to be like; only speed depends on it.
             timeout: seconds after which the request ends with what it has.
             on_step: called in the engine's thread after each step of this request.
-            tools: tool definitions for the chat template.
+            tools, template_kwargs: tool definitions and further variables for the chat template.
+            keep_special_tokens: special tokens that the text shall show, such as those that mark tool calls.
 
         Raises:
             InvalidParameterError, InvalidPromptError, ContextOverflowError: nothing was queued.
@@ -260,14 +268,22 @@ class SpecRouter:
             timeout=timeout,
             on_step=on_step,
             tools=tools,
+            template_kwargs=template_kwargs,
+            keep_special_tokens=keep_special_tokens,
         )
         return self._submit(self._intake.request(prompt, with_changes(params, sampling), options))
 
     # ---------------------------------------------------------------- inspection
 
-    def encode(self, prompt: Prompt, *, tools: Sequence[Any] | None = None) -> list[int]:
+    def encode(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Sequence[Any] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """The token ids that a prompt becomes. Raises like `submit`."""
-        return self._intake.encode(prompt, tools)
+        return self._intake.encode(prompt, tools, template_kwargs)
 
     def target_logits(self, token_ids: Sequence[int]) -> Tensor:
         """The target's raw logits [V] after these tokens, computed between two steps.
@@ -324,8 +340,11 @@ class SpecRouter:
     # ---------------------------------------------------------------- queueing
 
     def _submit(self, request: Request) -> Handle:
+        tokenizer = self.tokenizer
+        if tokenizer is not None and request.keep_special_tokens:
+            tokenizer = tokenizer.keeping(request.keep_special_tokens)
         samples = [
-            Sample(request, index, TextStream(self.tokenizer, request.prompt_ids, request.params.stop))
+            Sample(request, index, TextStream(tokenizer, request.prompt_ids, request.params.stop))
             for index in range(request.params.n)
         ]
         self._worker.submit(samples)
@@ -353,15 +372,32 @@ def _release(runners: Sequence[Runner], on_close: Callable[[], None] | None) -> 
         on_close()
 
 
-def _policy(
-    policy: Policy | str, runners: Mapping[str, Runner], proposers: Sequence[Proposer] | None, *, progress: bool
-) -> Policy | None:
+def _known_calibration(path: str | Path | None, policy: Policy | str) -> Calibration | None:
+    if path is not None and policy != "adaptive":
+        raise InvalidParameterError('calibration= is for policy="adaptive", the only one that uses it')
+    return Calibration.load(path) if path is not None else None
+
+
+def _adaptive(
+    pool: ModelPool,
+    runners: Mapping[str, Runner],
+    known: Calibration | None,
+    proposers: Sequence[Proposer] | None,
+    *,
+    progress: bool,
+) -> AdaptivePolicy:
+    """The adaptive policy over what was measured before, or is now."""
+    if known is not None:
+        known.check(pool, runners)
+    else:
+        known = Calibration.of(pool, runners, seconds=CALIBRATION_SECONDS, progress=progress)
+    return AdaptivePolicy(list(runners), [p.name for p in _proposers(proposers)], known.latency)
+
+
+def _policy(policy: Policy | str) -> Policy | None:
     """The policy meant by `policy`; None leaves the router's fixed default."""
     if policy == "fixed":
         return None
-    if policy == "adaptive":
-        latency = LatencyModel.fit(measure(runners, progress=progress), overhead=0.0)
-        return AdaptivePolicy(list(runners), [p.name for p in _proposers(proposers)], latency)
     if isinstance(policy, str) or not hasattr(policy, "plan"):
         raise InvalidParameterError(
             f'policy must be "fixed", "adaptive" or an object with plan and observe, got {policy!r}'

@@ -24,7 +24,7 @@ from specrouter_llm.executor import Executor, RowOutcome, StepResult
 from specrouter_llm.router import ChainRouter
 from specrouter_llm.sampling.row import RowSampler
 from specrouter_llm.scheduling.plan import Plan
-from specrouter_llm.scheduling.policy import RowObservation, RowView, StepObservation
+from specrouter_llm.scheduling.policy import Reasons, RowObservation, RowView, StepObservation
 from specrouter_llm.state.manager import SlotStatus, StateManager
 from specrouter_llm.state.row import Row
 from specrouter_llm.types import FinishReason, Guarantee, LevelStep, StepInfo
@@ -265,6 +265,7 @@ class Worker:
             final = trial.upper == self._router.target
             accepted = min(trial.accepted, len(taken)) if final else trial.accepted  # a stop may cut an accepted run
             row.count(trial.lower, trial.proposed, accepted, final=final)
+        row.travel(outcome.plan.levels, len(taken), result.seconds)
         self._num_committed += len(taken)
         sample.emit(taken, text, sample.logprobs_of(taken, outcome.logits))
         error = self._call_back(sample, outcome, taken, result)
@@ -306,7 +307,17 @@ class Worker:
                 else:
                     self._state.release(slot)
             self._num_finished += 1
-        sample.request.mailbox.put(sample.completion(self._guarantee, self._levels))
+        sample.request.mailbox.put(sample.completion(self._guarantee, self._levels, self._reasons(sample)))
+
+    def _reasons(self, sample: Sample) -> Reasons:
+        """What the policy has to say about a row that it chose for."""
+        if sample.row is None or sample.request.plan is not None:
+            return Reasons()
+        try:
+            return self._router.reasons(sample.row.row_id)
+        except BaseException:  # a third party's policy
+            logger.exception("the policy could not explain a row")
+            return Reasons()
 
 
 def _ended_from_outside(sample: Sample, now: float) -> tuple[FinishReason, Exception | None] | None:
@@ -332,13 +343,14 @@ def _new_row(sample: Sample, slot: int, tokens: list[int], row_id: int) -> Row:
         prompt_ids=request.prompt_ids,
         end_ids=request.end_ids,
         bad_words=request.bad_words,
+        constraint=request.constraint(),
     )
     return Row(
         slot=slot,
         token_ids=tokens,
         num_prompt_tokens=len(tokens),
         sampler=sampler,
-        max_length=min(request.max_length, len(tokens) + request.params.max_tokens),
+        max_length=len(tokens) + request.max_output,
         end_ids=request.end_ids,
         draft_sources=request.draft_sources,
         row_id=row_id,

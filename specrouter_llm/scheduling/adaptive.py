@@ -13,12 +13,13 @@ from specrouter_llm.scheduling.estimates import MAX_WINDOW, Estimates
 from specrouter_llm.scheduling.explanation import Explanation, Journal, Switch
 from specrouter_llm.scheduling.latency import LatencyModel
 from specrouter_llm.scheduling.plan import Plan
-from specrouter_llm.scheduling.policy import Forward, RowObservation, RowView, StepObservation
+from specrouter_llm.scheduling.policy import Forward, Reasons, RowObservation, RowView, StepObservation
 from specrouter_llm.scheduling.pricing import best_draft, price
 from specrouter_llm.scheduling.probing import CHANGE_LOAN, FIRST_LOAN, PROBE_WINDOW, Prober
-from specrouter_llm.scheduling.rows import Route, RowBook
+from specrouter_llm.scheduling.rows import RowBook
 from specrouter_llm.scheduling.search import Search, StepChoice
 from specrouter_llm.scheduling.similarity import Similarity, regime
+from specrouter_llm.types import RouteCandidate
 
 REPLAN_STEPS, LEAST_STEPS = 16, 4
 """A search is reused for the first number of steps; for the second if an estimate moved materially; not at all if a row
@@ -140,9 +141,12 @@ class AdaptivePolicy:
             probe_seconds=self._prober.spent,
         )
 
-    def route_of(self, row_id: int) -> Route | None:
-        """How a row has been decoded so far; the last 256 finished rows are still known."""
-        return self._rows.route(row_id)
+    def reasons(self, row_id: int) -> Reasons:
+        """Why a row is decoded as it is; the last 256 finished rows are still known."""
+        found = self._search.candidates() if self._search is not None else ()
+        candidates = tuple(RouteCandidate(c.plan.levels, c.plan.windows, c.seconds_per_token) for c in found)
+        predicted = self._decision.predicted if self._decision is not None else math.nan
+        return Reasons(self._rows.switches(row_id), candidates, None if math.isnan(predicted) else predicted)
 
     @property
     def latency(self) -> LatencyModel:
@@ -378,6 +382,8 @@ class AdaptivePolicy:
         after = tuple(dict.fromkeys(decision.standing))
         if decision.reason and before != after:
             self._journal.switched(Switch(self._step, before, after, decision.reason, decision.gain))
+        for row_id, plan in zip(decision.key, decision.standing, strict=True):
+            self._rows.switched(row_id, self._standing.get(row_id, plan), plan, decision.reason, decision.gain)
         self._standing = dict(zip(decision.key, decision.standing, strict=True))
         if decision.probed is None:
             self._journal.measured(step.seconds, committed)

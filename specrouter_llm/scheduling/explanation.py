@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.search import Candidate
+
+logger = logging.getLogger("specrouter_llm.scheduling")
 
 KEPT_SWITCHES = 64
 
@@ -52,6 +56,15 @@ class Journal:
     tokens: int = 0
 
     def switched(self, switch: Switch) -> None:
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug(
+                "step %d: %s -> %s, because %s; predicted gain %.1f %%",
+                switch.step,
+                _in_words(switch.before),
+                _in_words(switch.after),
+                switch.reason,
+                100 * switch.predicted_gain,
+            )
         self.switches.append(switch)
         self.seconds, self.tokens = 0.0, 0
 
@@ -62,3 +75,13 @@ class Journal:
     @property
     def seconds_per_token(self) -> float | None:
         return self.seconds / self.tokens if self.tokens else None
+
+
+def _in_words(plans: Sequence[Plan]) -> str:
+    """`draft[3] > target`, different plans of a batch side by side."""
+    return " | ".join(
+        " > ".join(
+            [*(f"{level}[{window}]" for level, window in zip(plan.levels, plan.windows, strict=False)), plan.top]
+        )
+        for plan in plans
+    )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.types import RouteCandidate, RouteSwitch
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,24 @@ class Policy(Protocol):
 
     def observe(self, step: StepObservation) -> None:
         """What the last step did."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reasons:
+    """Why a row is decoded as it is."""
+
+    switches: tuple[RouteSwitch, ...] = ()
+    candidates: tuple[RouteCandidate, ...] = ()
+    predicted_seconds_per_token: float | None = None
+
+
+@runtime_checkable
+class ExplainingPolicy(Policy, Protocol):
+    """A policy that can say why: `Completion.stats.route` shows it."""
+
+    def reasons(self, row_id: int) -> Reasons:
+        """Of a running row, or of one that has just finished; empty if the row is not known."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What the scheduler remembers of each row: what its models have seen, what it cannot use, the route it took."""
+"""What the scheduler remembers of each row: what its models have seen, what it cannot use, how its chain changed."""
 
 from __future__ import annotations
 
@@ -8,35 +8,16 @@ from dataclasses import dataclass, field
 
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import RowObservation, RowView
+from specrouter_llm.types import RouteSwitch
 
-KEPT_ROUTES = 256
-"""Routes of finished rows that can still be read."""
+KEPT_ROWS = 256
+"""Finished rows whose switches can still be read."""
+MOST_SWITCHES = 64
+"""Of one row; the first ones are kept."""
 KEPT_STEPS = 64
 """A row that is not planned for during so many steps has left."""
 PATIENCE = 8
 """Steps in a row in which a planned level is left out before it counts as unusable, and 1 more per 32 tokens missed."""
-
-
-@dataclass(frozen=True, slots=True)
-class RouteLeg:
-    """All steps that a row took with one chain."""
-
-    levels: tuple[str, ...]
-    steps: int
-    tokens: int
-    """Committed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """How a row was decoded."""
-
-    legs: tuple[RouteLeg, ...]
-    """Most tokens first."""
-    switches: int
-    """Times that the chain changed from one step to the next."""
-    steps: int
-    tokens: int
 
 
 @dataclass(slots=True)
@@ -48,9 +29,7 @@ class RowMemory:
     blocked: set[str] = field(default_factory=set)
     """Levels that the engine keeps leaving out: failed, outgrown, of another vocabulary."""
     left_out: dict[str, int] = field(default_factory=dict)
-    legs: dict[tuple[str, ...], tuple[int, int]] = field(default_factory=dict)
-    last: tuple[str, ...] = ()
-    switches: int = 0
+    switches: list[RouteSwitch] = field(default_factory=list)
     generated: int = 0
     """Tokens committed under this policy."""
     last_step: int = 0
@@ -71,23 +50,15 @@ class RowMemory:
                 missed = self.left_out[level] = self.left_out.get(level, 0) + 1
                 if missed > PATIENCE + num_tokens // 32:
                     self.blocked.add(level)
-        steps, tokens = self.legs.get(levels, (0, 0))
-        self.legs[levels] = (steps + 1, tokens + seen.committed)
         self.generated += seen.committed
-        self.switches += bool(self.last) and self.last != levels
-        self.last = levels
-
-    def route(self) -> Route:
-        legs = sorted((RouteLeg(levels, *counts) for levels, counts in self.legs.items()), key=lambda leg: -leg.tokens)
-        return Route(tuple(legs), self.switches, sum(leg.steps for leg in legs), sum(leg.tokens for leg in legs))
 
 
 class RowBook:
-    """All rows. A row is dropped once it has finished, or is no longer planned for; its route stays for a while."""
+    """All rows. A row is dropped once it has finished, or is no longer planned for; its switches stay for a while."""
 
     def __init__(self) -> None:
         self._rows: dict[int, RowMemory] = {}
-        self._routes: OrderedDict[int, Route] = OrderedDict()
+        self._finished: OrderedDict[int, tuple[RouteSwitch, ...]] = OrderedDict()
 
     def __getitem__(self, row_id: int) -> RowMemory:
         return self._rows.setdefault(row_id, RowMemory())
@@ -107,14 +78,20 @@ class RowBook:
         return gone
 
     def finish(self, row_id: int) -> None:
-        """Drops one row and keeps its route among the last."""
+        """Drops one row and keeps its switches among the last."""
         row = self._rows.pop(row_id, None)
-        if row is not None and row.legs:
-            self._routes[row_id] = row.route()
-            while len(self._routes) > KEPT_ROUTES:
-                self._routes.popitem(last=False)
+        if row is not None:
+            self._finished[row_id] = tuple(row.switches)
+            while len(self._finished) > KEPT_ROWS:
+                self._finished.popitem(last=False)
 
-    def route(self, row_id: int) -> Route | None:
-        """The route of a running or recently finished row."""
+    def switched(self, row_id: int, before: Plan, after: Plan, reason: str, gain: float) -> None:
+        """Notes that a row's standing chain has changed."""
         row = self._rows.get(row_id)
-        return row.route() if row is not None and row.legs else self._routes.get(row_id)
+        if row is not None and before.levels != after.levels and len(row.switches) < MOST_SWITCHES:
+            row.switches.append(RouteSwitch(row.generated, before.levels, after.levels, reason, gain))
+
+    def switches(self, row_id: int) -> tuple[RouteSwitch, ...]:
+        """Changes of chain of a running or recently finished row."""
+        row = self._rows.get(row_id)
+        return tuple(row.switches) if row is not None else self._finished.get(row_id, ())

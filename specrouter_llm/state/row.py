@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specrouter_llm.sampling.row import RowSampler
+from specrouter_llm.types import RouteLeg
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +41,8 @@ class Row:
     max_proposal: int = 0
     """The longest proposal among them."""
     num_steps: int = 0
+    legs: dict[tuple[str, ...], RouteLeg] = field(default_factory=dict)
+    """What each chain did for the row so far."""
     row_id: int = 0
     """Unique within the engine."""
     max_token_id: int = field(init=False)
@@ -61,6 +64,11 @@ class Row:
         self.max_token_id = max(self.max_token_id, max(token_ids, default=0))
         self.sampler.commit(token_ids)
         self.num_steps += 1
+
+    def travel(self, levels: tuple[str, ...], committed: int, seconds: float) -> None:
+        """One step with one chain."""
+        before = self.legs.get(levels, RouteLeg(levels, 0, 0, 0.0))
+        self.legs[levels] = RouteLeg(levels, before.steps + 1, before.tokens + committed, before.seconds + seconds)
 
     def count(self, level: str, proposed: int, accepted: int, *, final: bool) -> None:
         """One verification of a proposal of `level` by the level above it; `final` if that is the target."""

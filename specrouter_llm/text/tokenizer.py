@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,11 @@ class Tokenizer:
     May be used by several threads at once.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, kept: frozenset[str] = frozenset()) -> None:
+        """`kept` names special tokens that have text; all others have none."""
         self._tokenizer = tokenizer
+        self._kept = kept
+        self._keeping: dict[frozenset[str], Tokenizer] = {}
         self._control_tokens: dict[str, ControlTokens] = {}
 
     def __len__(self) -> int:
@@ -59,6 +63,18 @@ class Tokenizer:
     def get_vocab(self) -> dict[str, int]:
         """Id of every token, added ones included."""
         return dict(self._tokenizer.get_vocab())
+
+    def keeping(self, names: Collection[str]) -> Tokenizer:
+        """This tokenizer, but that the special tokens of these names have text. Other names change nothing."""
+        kept = frozenset(names).intersection(self.added_tokens)
+        if kept == self._kept:
+            return self
+        return self._keeping.setdefault(kept, Tokenizer(self._tokenizer, kept=kept))
+
+    @cached_property
+    def added_tokens(self) -> dict[str, int]:
+        """Id of every token that is found in text as a whole, special ones included."""
+        return {token.content: token_id for token_id, token in self._tokenizer.added_tokens_decoder.items()}
 
     @property
     def chat_template(self) -> str | None:
@@ -81,7 +97,8 @@ class Tokenizer:
         """Ids that have no text: `decode` skips them."""
         added = self._tokenizer.added_tokens_decoder
         marked = {token_id for token_id, token in added.items() if token.special}
-        return frozenset(marked | set(self._tokenizer.all_special_ids))
+        kept = {self.added_tokens[name] for name in self._kept}
+        return frozenset(marked | set(self._tokenizer.all_special_ids)) - kept
 
     @cached_property
     def text_ids(self) -> frozenset[int]:
@@ -93,6 +110,16 @@ class Tokenizer:
         """Ids of the tokens that stand for one byte where the vocabulary has no better token: `<0x0A>` and so on."""
         vocab = self._tokenizer.get_vocab()
         return frozenset(i for token, i in vocab.items() if re.fullmatch("<0x[0-9A-Fa-f]{2}>", token)) & self.text_ids
+
+    def to_json(self) -> str | None:
+        """The tokenizer in the format of the `tokenizers` library; None for one that is written in Python."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        plain = copy.copy(backend)
+        plain.no_padding()
+        plain.no_truncation()
+        return str(plain.to_str())
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text prompt, with the special tokens that the tokenizer adds by itself (a BOS, for example).
@@ -152,7 +179,8 @@ class Tokenizer:
 
     def decode_text_ids(self, ids: list[int]) -> str:
         """`decode` for a caller that has already kept to `text_ids`."""
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        skip = not self._kept  # ids without text are not among `ids`, but kept ones may be
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False))
 
     def words_to_ids(self, words: Sequence[str | tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
         """The id sequences that stand for `words` within a text, each once.

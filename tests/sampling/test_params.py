@@ -26,6 +26,7 @@ OUT_OF_RANGE = {
     "n": [0, 129],
     "logprobs": ["perhaps"],
     "top_logprobs": [-1, 65],
+    "structured": [{}, {"regex": ""}, {"choice": ["a"], "regex": "a"}, "yes"],
 }
 ACCEPTED_BORDERS = {
     "temperature": [0.0, 100.0],

@@ -180,9 +180,31 @@ def test_plan_is_repeatable_and_explains_itself():
     assert [c.seconds_per_token for c in told.candidates] == sorted(c.seconds_per_token for c in told.candidates)
     assert told.switches[0].reason
     assert told.measured_seconds_per_token == pytest.approx(told.predicted_seconds_per_token, rel=0.3)
-    route = policy.route_of(0)
-    assert route.tokens == 400
-    assert sum(leg.steps for leg in route.legs) == route.steps
+    reasons = policy.reasons(0)
+    assert [c.levels for c in reasons.candidates] == [c.plan.levels for c in told.candidates]
+    assert reasons.predicted_seconds_per_token == told.predicted_seconds_per_token
+    for switch in reasons.switches:
+        assert switch.reason
+        assert switch.before != switch.after
+        assert 0 <= switch.at_token <= 400
+    assert policy.reasons(99).switches == ()
+
+
+def test_the_debug_log_says_every_switch(caplog):
+    """One line per switch: from what, to what, why, and what for. Nothing is written at the usual level."""
+    policy = adaptive(two_drafters(0.7, 0.8))
+    with caplog.at_level("DEBUG", logger="specrouter_llm.scheduling"):
+        Simulator(two_drafters(0.7, 0.8), requests(2), slots=1).run(policy, 600)
+    switches, lines = policy.explain().switches, [record.getMessage() for record in caplog.records]
+    assert len(switches) == len(lines) > 0
+    for switch, line in zip(switches, lines, strict=True):
+        assert line.startswith(f"step {switch.step}: ")
+        assert f"because {switch.reason}; predicted gain {100 * switch.predicted_gain:.1f} %" in line
+    plan = switches[0].after[0]
+    assert " > ".join([*(f"{n}[{w}]" for n, w in zip(plan.levels, plan.windows, strict=False)), "target"]) in lines[0]
+    caplog.clear()
+    Simulator(two_drafters(0.7, 0.8), requests(2), slots=1).run(adaptive(two_drafters(0.7, 0.8)), 600)
+    assert caplog.records == []
 
 
 def test_learns_without_any_calibration():

@@ -206,6 +206,20 @@ def test_decode_skips_special_and_unknown_ids(any_tokenizer):
     assert any_tokenizer.decode([*special, *ids, len(any_tokenizer), 10**12, -1]) == "hi a"
 
 
+def test_special_tokens_that_are_kept_have_text(any_tokenizer):
+    """Those asked for and no others; the tokenizer itself stays as it was."""
+    special = {name: i for name, i in any_tokenizer.added_tokens.items() if i in any_tokenizer.special_ids}
+    (kept, kept_id), (other, other_id), *_ = special.items()
+    keeping = any_tokenizer.keeping([kept, "no such token"])
+    assert any_tokenizer.keeping([kept]) is keeping
+    assert kept in keeping.decode([other_id, kept_id])
+    assert other not in keeping.decode([other_id, kept_id])
+    assert any_tokenizer.decode([other_id, kept_id]) == ""
+    text = any_tokenizer.encode_document("some text")
+    assert keeping.decode(text) == any_tokenizer.decode(text)
+    assert any_tokenizer.keeping([]) is any_tokenizer
+
+
 def test_spaces_are_not_cleaned_up(any_tokenizer):
     """Text comes back as it was, spaces before punctuation included."""
     assert any_tokenizer.decode(any_tokenizer.encode("a . b , c  d")) == "a . b , c  d"

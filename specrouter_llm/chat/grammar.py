@@ -1,0 +1,92 @@
+"""Grammars of answers in llguidance's Lark dialect: forced tool calls, a final answer of a given form, or either.
+
+The markers, keys and layouts are those of `tool_formats`, which the parser reads too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from specrouter_llm.chat.tool_formats import ToolFormat
+from specrouter_llm.chat.tools import Tool, closed
+from specrouter_llm.errors import InvalidParameterError
+from specrouter_llm.sampling.structured import StructuredOutput
+
+Rules = dict[str, str]
+
+
+def call_rules(tool_format: ToolFormat, tools: Sequence[Tool], token_ids: Mapping[str, int], *, many: bool) -> Rules:
+    """`calls`: one call of one of the tools, or several if `many`, and nothing else.
+
+    `token_ids` of the vocabulary's added tokens: a marker among them is one token, else it is text.
+    """
+
+    def marker(text: str) -> str:
+        return f"<[{token_ids[text]}]>" if text in token_ids else _quoted(text)
+
+    form = tool_format
+    begin = [] if form.begin_is_optional or not form.begin else [marker(form.begin)]
+    end = [marker(form.end)] if form.end else []
+    gap = [_quoted(form.gap)] if form.gap else []
+    more = f" ({_quoted(form.separator)} call)*" if many and form.layout != "single" else ""
+    objects = {f"object_{i}": _object(form, tool) for i, tool in enumerate(tools)}
+    rules = {"object": " | ".join(objects), **objects}
+    if form.layout == "list":
+        return {"calls": " ".join([*begin, f'" "? "[" call{more} "]"']), "call": "object", **rules}
+    return {"calls": f"call{more}", "call": " ".join([*begin, *gap, "object", *gap, *end]), **rules}
+
+
+def _object(form: ToolFormat, tool: Tool) -> str:
+    # The spelling of Python's json.dumps, which is what templates print and models are trained on.
+    head = f'{{"{form.name_key}": {_quoted(tool.name)}, "{form.arguments_key}": '
+    style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+    return f'{_quoted(head)} %json {json.dumps({"x-guidance": style, **closed(tool.parameters)})} "}}"'
+
+
+def response_format(given: StructuredOutput | Mapping[str, Any] | None) -> StructuredOutput | None:
+    """A response format in any of its forms. Raises InvalidParameterError."""
+    if given is None or isinstance(given, StructuredOutput):
+        return given
+    kind = given.get("type") if isinstance(given, Mapping) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return StructuredOutput(json_schema={"type": "object"})
+    if kind == "json_schema":
+        inner = given.get("json_schema")
+        schema = inner.get("schema") if isinstance(inner, Mapping) else None
+        if isinstance(schema, Mapping):
+            return StructuredOutput(json_schema=closed(schema))
+    raise InvalidParameterError(
+        'response_format must be StructuredOutput, {"type": "json_object"} or '
+        f'{{"type": "json_schema", "json_schema": {{"name": ..., "schema": {{...}}}}}}, got {given!r}'
+    )
+
+
+def final_answer(form: StructuredOutput) -> Rules:
+    """`final`: an answer of that form. Raises InvalidParameterError for a Lark grammar, whose rules cannot be mixed in."""
+    if form.after is not None:
+        raise InvalidParameterError("a response_format with `after` cannot be combined with tools")
+    if form.json_schema is not None:
+        style = {"whitespace_flexible": form.whitespace}
+        return {"final": f"%json {json.dumps({'x-guidance': style, **form.json_schema})}"}
+    if form.regex is not None:
+        escaped = re.sub(r"(\\.)|(/)", lambda found: found[1] or r"\/", form.regex, flags=re.DOTALL)
+        return {"final": f"/{escaped}/"}
+    if form.choice is not None:
+        return {"final": " | ".join(_quoted(text) for text in form.choice)}
+    raise InvalidParameterError(
+        "a Lark grammar as response_format cannot be combined with tools: write both into the grammar, or use a JSON schema"
+    )
+
+
+def grammar(rules: Rules) -> str:
+    """The rules as the text of one grammar."""
+    return "\n".join(f"{name}: {body}" for name, body in rules.items())
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

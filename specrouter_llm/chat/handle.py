@@ -1,0 +1,159 @@
+"""The caller's end of a chat: an iterator and an async iterator of deltas, results, and a way to cancel."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+from specrouter_llm.chat.parser import Pieces, ReplyParser
+from specrouter_llm.chat.values import ChatDelta, ChatResult
+from specrouter_llm.engine.handle import Handle
+from specrouter_llm.types import Completion, Delta, FinishReason
+
+
+class ChatHandle:
+    """One submitted chat. Iterate over it (`for` or `async for`) to stream, or ask for its `result()`.
+
+    Dropping, closing or leaving it, or cancelling the task that waits for it, cancels the request.
+    """
+
+    def __init__(
+        self,
+        handle: Handle,
+        parser: Callable[[], ReplyParser],
+        reasoning_tokens: Callable[[Completion, str], int],
+        on_end: Callable[[list[ChatResult], BaseException | None], None],
+    ) -> None:
+        """`parser` makes one for each sample; `reasoning_tokens` counts those of a completion; `on_end` is called once,
+        with the results or the error, with neither if nobody has waited for the end.
+        """
+        self._handle = handle
+        self._on_end: Callable[[list[ChatResult], BaseException | None], None] | None = on_end
+        self._answers = defaultdict[int, _Answer](lambda: _Answer(parser()))
+        self._reasoning_tokens = reasoning_tokens
+
+    def __iter__(self) -> ChatHandle:
+        return self
+
+    def __next__(self) -> ChatDelta:
+        try:
+            return self._delta(next(self._handle))
+        except BaseException as end:
+            self._end(end)
+            raise
+
+    def result(self) -> list[ChatResult]:
+        """All answers, in order; blocks until they have ended. Raises the request's error."""
+        for _ in self:
+            pass
+        return self._results()
+
+    def __aiter__(self) -> ChatHandle:
+        return self
+
+    async def __anext__(self) -> ChatDelta:
+        try:
+            return self._delta(await anext(self._handle))
+        except BaseException as end:
+            self._end(end)
+            raise
+
+    async def aresult(self) -> list[ChatResult]:
+        """`result()` without blocking the event loop; cancelling the task cancels the request."""
+        async for _ in self:
+            pass
+        return self._results()
+
+    def cancel(self) -> None:
+        """Ends the request within one step. Harmless when it has ended."""
+        self._handle.cancel()
+
+    def __del__(self) -> None:
+        self._end(None)
+
+    def close(self) -> None:
+        """Cancels; nobody waits for the end any more."""
+        self.cancel()
+        self._end(None)
+
+    async def aclose(self) -> None:
+        self.close()
+
+    def __enter__(self) -> ChatHandle:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> ChatHandle:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _delta(self, delta: Delta) -> ChatDelta:
+        answer = self._answers[delta.index]
+        pieces = answer.feed(delta.text)
+        finish_reason = None
+        if delta.finish_reason is not None:
+            last = answer.finish()
+            pieces = Pieces(
+                pieces.content + last.content,
+                pieces.reasoning + last.reasoning,
+                (*pieces.tool_calls, *last.tool_calls),
+            )
+            finish_reason = answer.finish_reason(delta.finish_reason.value)
+        return ChatDelta(
+            delta.index, pieces.content, pieces.reasoning, pieces.tool_calls, finish_reason, delta.token_ids
+        )
+
+    def _end(self, end: BaseException | None) -> None:
+        """The iteration is over, regularly if by StopIteration or its async twin."""
+        on_end, self._on_end = self._on_end, None
+        if on_end is None:
+            return
+        regular = isinstance(end, (StopIteration, StopAsyncIteration))
+        on_end(self._results() if regular else [], None if regular else end)
+
+    def _results(self) -> list[ChatResult]:
+        results = []
+        for completion in self._handle.result():  # all have ended and been delivered: this does not block
+            if completion.finish_reason is FinishReason.ERROR:
+                completion.raise_for_error()
+            answer = self._answers[completion.index]
+            reasoning = "".join(answer.reasoning)
+            results.append(
+                ChatResult(
+                    content="".join(answer.content),
+                    reasoning=reasoning,
+                    tool_calls=answer.parser.tool_calls,
+                    finish_reason=answer.finish_reason(completion.finish_reason.value),
+                    completion=completion,
+                    reasoning_tokens=self._reasoning_tokens(completion, reasoning) if reasoning else 0,
+                )
+            )
+        return results
+
+
+class _Answer:
+    """One sample as far as it has been read."""
+
+    def __init__(self, parser: ReplyParser) -> None:
+        self.parser = parser
+        self.content: list[str] = []
+        self.reasoning: list[str] = []
+
+    def feed(self, text: str) -> Pieces:
+        return self._keep(self.parser.feed(text))
+
+    def finish(self) -> Pieces:
+        return self._keep(self.parser.finish())
+
+    def finish_reason(self, reason: str) -> str:
+        called = any(call.error is None for call in self.parser.tool_calls)
+        return "tool_calls" if reason == "stop" and called else reason
+
+    def _keep(self, pieces: Pieces) -> Pieces:
+        self.content.append(pieces.content)
+        self.reasoning.append(pieces.reasoning)
+        return pieces

@@ -1,0 +1,119 @@
+"""One span per chat: where it hangs, what it says, and that it always ends."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from specrouter_llm import SamplingParams, telemetry
+from specrouter_llm.chat import ChatRequest, submit
+from specrouter_llm.errors import CallbackError, QueueFullError
+
+
+@pytest.fixture
+def spans(monkeypatch):
+    """`spans()` lists the finished ones of chats; a provider of the test's own, not the process's."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    return lambda: [span for span in exporter.get_finished_spans() if span.name.startswith("chat ")]
+
+
+def request_of(kit, **changes):
+    params = SamplingParams(max_tokens=20, temperature=0.5, seed=7, stop=("\n\n\n",))
+    return ChatRequest(**{"messages": kit.QUESTION, "params": params, **changes})
+
+
+def test_what_a_span_says(demo, kit, spans):
+    completion = submit(demo, request_of(kit)).result()[0].completion
+    (span,) = spans()
+    said = dict(span.attributes)
+    assert "chat demo/target" == span.name
+    assert {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "specrouter",
+        "gen_ai.request.model": "demo/target",
+        "gen_ai.response.model": "demo/target",
+        "gen_ai.request.max_tokens": 20,
+        "gen_ai.request.temperature": 0.5,
+        "gen_ai.request.seed": 7,
+        "gen_ai.request.stop_sequences": ("\n\n\n",),
+        "gen_ai.response.finish_reasons": (completion.finish_reason.value,),
+        "gen_ai.usage.input_tokens": completion.usage.prompt_tokens,
+        "gen_ai.usage.output_tokens": completion.usage.completion_tokens,
+        "specrouter.speculative.num_draft_tokens": completion.stats.num_draft_tokens,
+        "specrouter.speculative.num_accepted_draft_tokens": completion.stats.num_accepted_draft_tokens,
+        "specrouter.speculative.mean_acceptance_length": completion.stats.mean_acceptance_length,
+        "specrouter.speculative.chain": ("demo/draft", "demo/target"),
+    }.items() <= said.items()
+    assert said["gen_ai.response.time_to_first_chunk"] > 0
+
+
+def test_the_parent_is_the_span_around_submit(demo, kit, spans):
+    """Also when the answer is read elsewhere, and by tasks that share a loop."""
+    tracer = trace.get_tracer("test")
+    with tracer.start_as_current_span("outer") as outer:
+        handle = submit(demo, request_of(kit))
+    handle.result()
+
+    async def ask():
+        with tracer.start_as_current_span("task") as own:
+            await submit(demo, request_of(kit)).aresult()
+            return own.get_span_context().span_id
+
+    async def both():
+        return await asyncio.gather(ask(), ask())
+
+    parents = {outer.get_span_context().span_id, *asyncio.run(both())}
+    assert parents == {span.parent.span_id for span in spans()}
+    assert len(parents) == 3
+
+
+def test_sums_over_samples(demo, kit, spans):
+    params = SamplingParams(max_tokens=8, temperature=1.0, seed=1, n=3)
+    results = submit(demo, request_of(kit, params=params)).result()
+    (span,) = spans()
+    assert span.attributes["gen_ai.usage.output_tokens"] == sum(len(r.completion.token_ids) for r in results)
+    assert len(span.attributes["gen_ai.response.finish_reasons"]) == 3
+
+
+def test_a_failure_is_marked(demo, kit, spans):
+    def broken(info):
+        raise RuntimeError("no")
+
+    with pytest.raises(CallbackError):
+        submit(demo, request_of(kit, options={"on_step": broken})).result()
+    (span,) = spans()
+    assert (trace.StatusCode.ERROR, "CallbackError") == (span.status.status_code, span.attributes["error.type"])
+
+
+def test_a_request_that_was_not_taken(demo, kit, spans, monkeypatch):
+    def full(*arguments, **options):
+        raise QueueFullError("full")
+
+    monkeypatch.setattr(demo, "submit", full)
+    with pytest.raises(QueueFullError):
+        submit(demo, request_of(kit))
+    assert ["QueueFullError"] == [span.attributes["error.type"] for span in spans()]
+
+
+def test_a_dropped_handle_ends_its_span(demo, kit, spans):
+    handle = submit(demo, request_of(kit, params=SamplingParams(max_tokens=1000, ignore_eos=True)))
+    next(handle)
+    assert spans() == []
+    del handle
+    gc.collect()
+    assert len(spans()) == 1
+
+
+def test_without_opentelemetry(demo, kit, spans, monkeypatch):
+    monkeypatch.setattr(telemetry, "_INSTALLED", False)
+    assert submit(demo, request_of(kit)).result()[0].completion.token_ids
+    assert spans() == []

@@ -1,0 +1,106 @@
+"""Calibration: measured within its time, kept on disk, and refused where it does not fit."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from specrouter_llm import SpecRouter
+from specrouter_llm.engine.calibration import GRID, Calibration, measure, pool_runners
+from specrouter_llm.errors import InvalidParameterError
+from specrouter_llm.pool.pool import ModelPool
+from specrouter_llm.testing import TableRunner
+
+
+class SlowRunner(TableRunner):
+    """Takes its time per token."""
+
+    def __init__(self, name, seconds):
+        super().__init__(name, torch.zeros(8, 8))
+        self._seconds = seconds
+
+    def forward(self, spans):
+        time.sleep(self._seconds * sum(len(span.token_ids) for span in spans))
+        return super().forward(spans)
+
+
+@pytest.fixture
+def pool():
+    """The two smaller members of the embedded family."""
+    return ModelPool.load("demo/middle", ["demo/draft"], max_batch=1, progress=False)
+
+
+@pytest.fixture
+def saved(pool, tmp_path):
+    """A calibration of the pool on disk."""
+    runners = pool_runners(pool, num_slots=1, pack=True)
+    Calibration.of(pool, runners, seconds=0.2, progress=False).save(tmp_path / "saved.json")
+    return tmp_path / "saved.json"
+
+
+def load(path, target="demo/middle", drafts=("demo/draft",), policy="adaptive", **options):
+    return SpecRouter.from_pretrained(
+        target, list(drafts), policy=policy, calibration=path, max_batch=1, progress=False, **options
+    )
+
+
+def test_a_quick_model_is_measured_at_every_point():
+    samples = measure({"a": TableRunner("a", torch.zeros(8, 8))}, seconds=5.0, progress=False)["a"]
+    assert [(n, c + n) for n in GRID for c in (64, 960)] == [(n, c) for n, c, _ in samples]
+
+
+def test_slow_models_share_the_time():
+    """Whoever cannot be measured everywhere is measured at one token, and at the far end if there is time."""
+    runners = {"slow": SlowRunner("slow", 0.02), "quick": SlowRunner("quick", 0.0)}
+    started = time.perf_counter()
+    samples = measure(runners, seconds=0.5, progress=False)
+    assert time.perf_counter() - started < 1.5
+    assert {1, 8} >= {n for n, _, _ in samples["slow"]}
+    assert len(samples["quick"]) == 2 * len(GRID)
+
+
+def test_what_is_saved_is_what_the_policy_starts_from(saved, monkeypatch):
+    """No model is measured again, and the curves are those of the file."""
+    monkeypatch.setattr("specrouter_llm.engine.calibration.measure", lambda *_, **__: pytest.fail("measured again"))
+    latency = Calibration.load(saved).latency
+    with load(saved) as engine:
+        for name in ("demo/draft", "demo/middle"):
+            assert engine._policy.latency.seconds(name, 3, 100) == latency.seconds(name, 3, 100) > 0
+        engine.generate("Once upon a time", max_tokens=12, ignore_eos=True)
+        assert engine.explain().predicted_seconds_per_token > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"target": "demo/target"}, "does not know 'demo/target'; it knows demo/draft, demo/middle"),
+        ({"dtype": "float64"}, "was measured as 'demo/draft, float32, .* it is 'demo/draft, float64"),
+        ({"pack": False}, "it is 'demo/draft, float32, EagerRunner on cpu'"),
+        ({"policy": "fixed"}, 'for policy="adaptive"'),
+    ],
+)
+def test_another_pool_is_refused(saved, change, words):
+    with pytest.raises(InvalidParameterError, match=words):
+        load(saved, **change)
+
+
+def test_other_threads_are_refused(saved):
+    """Threads change every cost."""
+    content = json.loads(saved.read_text())
+    saved.write_text(json.dumps(content | {"threads": 99}))
+    with pytest.raises(InvalidParameterError, match=r"99 threads.*specrouter calibrate"):
+        load(saved)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', '{"format": 1, "members": {}, "threads": 1, "latency": {}}'])
+def test_other_files_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, text):
+    monkeypatch.setattr("specrouter_llm.pool.pool.ModelPool.load", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(InvalidParameterError, match="not a"):
+        load(tmp_path / "x.json")
+    with pytest.raises(InvalidParameterError, match="missing.json is not a calibration"):
+        load(tmp_path / "missing.json")
+    (tmp_path / "x.json").write_text('{"format": 7}')
+    with pytest.raises(InvalidParameterError, match="format 7, this release reads 1"):
+        load(tmp_path / "x.json")
