@@ -1,0 +1,332 @@
+"""SpecRouterLLM: local models with lossless speculative decoding as a LlamaIndex LLM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+)
+from llama_index.core.bridge.pydantic import Field, PrivateAttr, model_validator
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
+from llama_index.llms.specrouter.calls import AnswerHandle, Call, TextHandle
+from llama_index.llms.specrouter.engines import EngineSource
+from llama_index.llms.specrouter.messages import to_openai
+from llama_index.llms.specrouter.requests import Arguments, named_choice, tool_specs
+from llama_index.llms.specrouter.responses import (
+    as_completion,
+    malformed_calls,
+    raw_dict,
+    tool_selections,
+)
+from llama_index.llms.specrouter.steps import StepLog
+from llama_index.llms.specrouter.structured import StructuredPredictionLLM
+
+from specrouter_llm.chat import ChatRequest, ChatResult, model_info
+from specrouter_llm.chat import submit as submit_chat
+from specrouter_llm.errors import InvalidParameterError
+from specrouter_llm.types import StepInfo
+
+if TYPE_CHECKING:
+    from llama_index.core.tools.types import BaseTool
+
+    from specrouter_llm import SpecRouter
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _chat_events(endpoint: F) -> F:
+    return cast(F, llm_chat_callback()(endpoint))
+
+
+def _completion_events(endpoint: F) -> F:
+    return cast(F, llm_completion_callback()(endpoint))
+
+
+def _same(response: ChatResponse) -> ChatResponse:
+    return response
+
+
+class SpecRouterLLM(StructuredPredictionLLM):
+    """A local model that drafts with smaller ones and says what it would have said alone.
+
+    Nothing is loaded when the object is made: the first call loads the models, and objects with equal `model`, `drafts`
+    and engine options share them. Every endpoint is native, sync or async, and concurrent calls are one batch.
+
+    Keyword arguments of a call override the fields for that call: any sampling parameter, any option of
+    `SpecRouter.submit` (chain, windows, speculation, draft_sources, prediction, timeout, on_step), and tools, tool_choice,
+    parallel_tool_calls, response_format, template_kwargs.
+
+        llm = SpecRouterLLM(model="path/to/target", drafts=["path/to/small"])
+        print(llm.complete("What is a routing problem?"))
+    """
+
+    model: str = Field(description="Name or folder of the target; 'demo' is the embedded family.")
+    drafts: list[str] | None = Field(default=None, description="Smaller models with the same vocabulary, in any order.")
+    context_window: int | None = Field(
+        default=None, gt=0, description="Tokens of prompt and answer together; None is what the model has."
+    )
+    max_tokens: int = Field(default=256, gt=0, description="Tokens of an answer at most.")
+    temperature: float = Field(default=0.0, description="0 always takes the most likely token.")
+    top_p: float | None = Field(
+        default=None, description="Sample from the likeliest tokens with this much probability."
+    )
+    top_k: int | None = Field(default=None, description="Sample from this many tokens.")
+    min_p: float | None = Field(default=None, description="Drop tokens below this share of the likeliest one.")
+    seed: int | None = Field(default=None, description="Makes sampling repeatable.")
+    stop: list[str] | None = Field(default=None, description="Strings that end an answer; they are not part of it.")
+    chain: list[str] | None = Field(default=None, description="Forces who drafts, lowest level first.")
+    windows: list[int] | None = Field(default=None, description="Tokens that each level of `chain` offers.")
+    speculation: bool | None = Field(default=None, description="False decodes without drafting.")
+    policy: Literal["fixed", "adaptive"] | None = Field(default=None, description="Who chooses chains otherwise.")
+    timeout: float | None = Field(default=None, description="Seconds after which an answer ends with what it has.")
+    on_step: Callable[[StepInfo], None] | None = Field(
+        default=None, exclude=True, description="Called in the engine's thread after each step of a request."
+    )
+    stats: Literal["off", "summary", "detailed"] = Field(
+        default="summary", description="How much of the speculation is reported in `raw`."
+    )
+    template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Further variables of the chat template, such as enable_thinking."
+    )
+    additional_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Further defaults of calls, such as repetition_penalty or draft_sources."
+    )
+    engine_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Options of SpecRouter.from_pretrained, such as dtype or memory_budget."
+    )
+
+    _source: EngineSource = PrivateAttr()
+
+    def __init__(self, model: str | None = None, *, engine: SpecRouter | None = None, **fields: Any) -> None:
+        """`model` names what is to be loaded; or `engine` is one that you made, and close.
+
+        Raises:
+            ValueError: neither; a loading option beside `engine`; a field with an impossible value.
+        """
+        if engine is not None:
+            loading = {"drafts", "policy", "engine_kwargs", "context_window"} & fields.keys()
+            if any(fields[name] for name in loading):
+                raise InvalidParameterError(f"engine= is loaded already; leave out {', '.join(sorted(loading))}")
+            model = model or engine.target
+        if model is None:
+            raise InvalidParameterError("give model='path/or/name' (with drafts=[...]), or engine=SpecRouter...")
+        super().__init__(**{"model": model, **fields})
+        options = {"policy": self.policy, "max_context": self.context_window}
+        given = {key: value for key, value in options.items() if value is not None}
+        self._source = EngineSource(self.model, self.drafts, {**given, **self.engine_kwargs}, engine)
+
+    @model_validator(mode="after")
+    def _check_defaults(self) -> SpecRouterLLM:
+        self._arguments({})
+        return self
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "SpecRouter_LLM"
+
+    # ---------------------------------------------------------------- the model
+
+    @property
+    def engine(self) -> SpecRouter:
+        """The engine that answers. The first use loads it, which takes a while."""
+        return self._source.engine()
+
+    def close(self) -> None:
+        """Gives the memory back, for every object that shares this engine; the next call loads it again.
+
+        An engine that was handed over stays open.
+        """
+        self._source.close()
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """What the model can do, read from its configuration and chat template: the first use loads the engine."""
+        engine = self.engine
+        info = model_info(engine)
+        return LLMMetadata(
+            context_window=info.context_length,
+            num_output=self.max_tokens,
+            is_chat_model=_has_template(engine),
+            is_function_calling_model=info.supports_tools,
+            model_name=self.model,
+        )
+
+    def to_payload(self) -> dict[str, Any]:
+        """What instrumentation events say about this model: its fields, and its chain once it is loaded."""
+        payload: dict[str, Any] = {"class_name": self.class_name(), "model_name": self.model}
+        payload |= self.model_dump(mode="json", include=_REPORTED, exclude_none=True)
+        if self._source.ready:
+            payload["chain_of_models"] = model_info(self.engine).chain
+        return payload
+
+    # ---------------------------------------------------------------- chat
+
+    @_chat_events
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return self._chat_call(messages, kwargs).start().answer()
+
+    @_chat_events
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        return await (await self._chat_call(messages, kwargs).astart()).aanswer()
+
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        call = self._chat_call(messages, kwargs)
+
+        @_chat_events
+        def observed(llm: SpecRouterLLM, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+            return call.start().stream(_same)
+
+        return call.guard(observed(self, messages, **kwargs))
+
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        call = self._chat_call(messages, kwargs)
+
+        @_chat_events
+        async def observed(llm: SpecRouterLLM, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+            return (await call.astart()).astream(_same)
+
+        return call.aguard(await observed(self, messages, **kwargs))
+
+    # ---------------------------------------------------------------- completion
+
+    @_completion_events
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """`prompt` as the message of a user. It reaches the model as it is if it is `formatted`, if `completion_to_prompt`
+        formats it, or if the model has no chat template.
+        """
+        return as_completion(self._completion_call(prompt, formatted, kwargs).start().answer())
+
+    @_completion_events
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        return as_completion(await (await self._completion_call(prompt, formatted, kwargs).astart()).aanswer())
+
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        call = self._completion_call(prompt, formatted, kwargs)
+
+        @_completion_events
+        def observed(llm: SpecRouterLLM, prompt: str, **kwargs: Any) -> CompletionResponseGen:
+            return call.start().stream(as_completion)
+
+        return call.guard(observed(self, prompt, **kwargs))
+
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
+        call = self._completion_call(prompt, formatted, kwargs)
+
+        @_completion_events
+        async def observed(llm: SpecRouterLLM, prompt: str, **kwargs: Any) -> CompletionResponseAsyncGen:
+            return (await call.astart()).astream(as_completion)
+
+        return call.aguard(await observed(self, prompt, **kwargs))
+
+    # ---------------------------------------------------------------- tools
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Arguments of `chat`. What is required here is enforced while the model writes."""
+        messages = list(chat_history or [])
+        if user_msg is not None:
+            messages.append(ChatMessage(role="user", content=user_msg) if isinstance(user_msg, str) else user_msg)
+        specs = tool_specs(tools)
+        names = [spec["function"]["name"] for spec in specs]
+        choice = named_choice(kwargs.pop("tool_choice", None), names, required=tool_required)
+        if not specs:
+            return {"messages": messages, **kwargs}
+        chosen: dict[str, Any] = {"tools": specs, "parallel_tool_calls": allow_parallel_tool_calls}
+        if choice is not None:
+            chosen["tool_choice"] = choice
+        return {"messages": messages, **chosen, **kwargs}
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """The calls of a response, complete or as far as they are streamed.
+
+        Raises:
+            ValueError: with `error_on_no_tool_call`, there is no call or a malformed one.
+        """
+        malformed = malformed_calls(response.message)
+        if malformed and error_on_no_tool_call:
+            raise ValueError(f"the model's tool call is malformed: {'; '.join(malformed.values())}")
+        selections = tool_selections(response.message)
+        if not selections and error_on_no_tool_call:
+            raise ValueError(
+                f"the model called no tool but said: {response.message.content!r}; tool_required=True makes it call one"
+            )
+        return selections
+
+    # ---------------------------------------------------------------- requests
+
+    def _arguments(self, kwargs: dict[str, Any]) -> Arguments:
+        defaults = {name: getattr(self, name) for name in _DEFAULTS} | self.additional_kwargs
+        return Arguments.sort(defaults, kwargs)
+
+    def _chat_call(self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> Call:
+        return self._call(partial(self._submit_chat, to_openai(messages)), kwargs)
+
+    def _completion_call(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> Call:
+        if not formatted and self.completion_to_prompt not in (None, default_completion_to_prompt):
+            prompt, formatted = self.completion_to_prompt(prompt), True
+        return self._call(partial(self._submit_prompt, prompt, formatted), kwargs)
+
+    def _call(self, submit: Callable[[Arguments], AnswerHandle], kwargs: dict[str, Any]) -> Call:
+        arguments = self._arguments(kwargs)
+        log = None
+        if self.stats == "detailed":
+            log = arguments.options["on_step"] = StepLog(arguments.options.get("on_step"))
+        one_call = arguments.chat.get("parallel_tool_calls") is False
+        return Call(partial(submit, arguments), partial(self._raw, log=log), one_tool_call=one_call)
+
+    def _submit_chat(self, messages: Sequence[Mapping[str, Any]], arguments: Arguments) -> AnswerHandle:
+        request = ChatRequest(messages=messages, params=arguments.params, options=arguments.options, **arguments.chat)
+        return submit_chat(self.engine, request)
+
+    def _submit_prompt(self, prompt: str, formatted: bool, arguments: Arguments) -> AnswerHandle:
+        if not formatted and _has_template(self.engine):
+            return self._submit_chat([{"role": "user", "content": prompt}], arguments)
+        in_chat_only = arguments.chat.keys() - {"template_kwargs"}
+        if in_chat_only:
+            raise InvalidParameterError(
+                f"{', '.join(sorted(in_chat_only))}: not with a raw prompt; use a chat endpoint"
+            )
+        return TextHandle(self.engine.submit(prompt, arguments.params, **arguments.options))
+
+    def _raw(self, result: ChatResult, log: StepLog | None) -> dict[str, Any]:
+        raw = raw_dict(result, self.model)
+        if self.stats == "off":
+            return {key: value for key, value in raw.items() if key not in ("speculative_decoding", "timings")}
+        if log is not None:
+            raw["speculative_decoding"]["steps"] = log.steps
+        return raw
+
+
+_DEFAULTS = (
+    *("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop"),
+    *("chain", "windows", "speculation", "timeout", "on_step", "template_kwargs"),
+)
+_REPORTED = {
+    *("model", "drafts", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop"),
+    *("chain", "windows", "speculation", "policy", "timeout", "stats"),
+}
+
+
+def _has_template(engine: SpecRouter) -> bool:
+    return engine.tokenizer is not None and bool(engine.tokenizer.chat_template)
