@@ -10,6 +10,7 @@ import argparse
 import asyncio
 
 from llama_index.core.agent.workflow import AgentStream, FunctionAgent, ToolCallResult
+
 from llama_index.llms.specrouter import SpecRouterLLM
 
 

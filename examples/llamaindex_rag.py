@@ -14,6 +14,7 @@ import zlib
 from llama_index.core import ChatPromptTemplate, Document, Settings, VectorStoreIndex
 from llama_index.core.embeddings import BaseEmbedding
 from llama_index.core.instrumentation import get_dispatcher
+
 from llama_index.llms.specrouter import SpecRouterLLM, SpecRouterStatsHandler
 
 PASSAGES = [

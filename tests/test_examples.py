@@ -12,6 +12,11 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SHOWS = {
     "draft_from_documents.py": ["same tokens: True", "with lookup"],
     "async_streams.py": ["1: cancelled after", "0: Once upon a time", "num_running="],
+    "langchain_agent.py": ["calls: [('get_weather', {'city': ", "tool: It is sunny in ", "demo: 2 calls, "],
+    "langchain_rag.py": ["found: Anna works as a baker in Oslo", "answer: ", "target steps for"],
+    "langchain_reasoning.py": [" tokens in ", " steps, accepted "],
+    "llamaindex_agent.py": ["[multiply({'a': ", "answer: "],
+    "llamaindex_rag.py": ["found: Anna works as a baker in Oslo", "answer: ", "target steps for"],
 }
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
-from llama_index.llms.specrouter import SpecRouterLLM
 from transformers import AutoTokenizer
 
+from llama_index.llms.specrouter import SpecRouterLLM
 from specrouter_llm import EngineConfig, SpecRouter
 from specrouter_llm.pool.demo import demo_folder
 from specrouter_llm.testing import ContextRunner, blended, hashed_logits

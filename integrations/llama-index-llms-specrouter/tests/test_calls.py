@@ -6,6 +6,7 @@ import asyncio
 import threading
 
 import pytest
+
 from llama_index.llms.specrouter.calls import Call
 from llama_index.llms.specrouter.testing.base import eventually
 

@@ -6,6 +6,7 @@ import re
 
 import pytest
 from llama_index.core.llms.llm import LLM
+
 from llama_index.llms.specrouter import SpecRouterLLM
 from llama_index.llms.specrouter.testing import LLMConformanceTests
 from llama_index.llms.specrouter.testing.base import Work

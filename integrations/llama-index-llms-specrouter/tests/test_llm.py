@@ -12,8 +12,8 @@ import threading
 import pytest
 from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlock
 from llama_index.core.tools import FunctionTool
-from llama_index.llms.specrouter import SpecRouterLLM
 
+from llama_index.llms.specrouter import SpecRouterLLM
 from specrouter_llm.chat import close_shared, shared_engine
 from specrouter_llm.errors import ContextOverflowError, InvalidParameterError, UnsupportedSchemaError
 

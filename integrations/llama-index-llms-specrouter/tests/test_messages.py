@@ -17,9 +17,9 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 from llama_index.core.tools import FunctionTool
+
 from llama_index.llms.specrouter.messages import to_openai
 from llama_index.llms.specrouter.requests import Arguments, named_choice, tool_specs
-
 from specrouter_llm.errors import InvalidParameterError, InvalidPromptError
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "add", "arguments": '{"city": "Zürich"}'}}

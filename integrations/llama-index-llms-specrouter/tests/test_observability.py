@@ -8,13 +8,14 @@ import pytest
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 from llama_index.core.instrumentation.events.llm import LLMChatEndEvent
 from llama_index.core.tools import FunctionTool
-from llama_index.llms.specrouter import SpecRouterStatsHandler
-from llama_index.llms.specrouter.testing.base import ENDPOINTS, call
 from llama_index_instrumentation import get_dispatcher
 from openinference.instrumentation.llama_index import LlamaIndexInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from llama_index.llms.specrouter import SpecRouterStatsHandler
+from llama_index.llms.specrouter.testing.base import ENDPOINTS, call
 
 HELLO = [ChatMessage(role="user", content="Hello?")]
 

@@ -29,6 +29,7 @@ def test_python_block(block):
 def test_all_fields_are_described():
     """No field of the class is missing in the table, and the table has no other."""
     from llama_index.core.llms.function_calling import FunctionCallingLLM
+
     from llama_index.llms.specrouter import SpecRouterLLM
 
     rows = re.findall(r"^\| (`.*?) \|", README, flags=re.MULTILINE)

@@ -7,9 +7,9 @@ import json
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from llama_index.llms.specrouter.messages import to_openai
 from llama_index.llms.specrouter.responses import Answer, tool_selections
-
 from specrouter_llm.chat import ChatDelta, ToolCallDelta
 
 JSON = st.dictionaries(

@@ -19,6 +19,7 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.bridge.pydantic import Field, PrivateAttr, model_validator
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
+
 from llama_index.llms.specrouter.calls import AnswerHandle, Call, TextHandle
 from llama_index.llms.specrouter.engines import EngineSource
 from llama_index.llms.specrouter.messages import to_openai
@@ -31,7 +32,6 @@ from llama_index.llms.specrouter.responses import (
 )
 from llama_index.llms.specrouter.steps import StepLog
 from llama_index.llms.specrouter.structured import StructuredPredictionLLM
-
 from specrouter_llm.chat import ChatRequest, ChatResult, model_info
 from specrouter_llm.chat import submit as submit_chat
 from specrouter_llm.errors import InvalidParameterError

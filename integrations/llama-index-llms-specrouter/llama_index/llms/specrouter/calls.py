@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, 
 from typing import Any, Protocol, TypeVar
 
 from llama_index.core.base.llms.types import ChatResponse
-from llama_index.llms.specrouter.responses import Answer, final_response, first_call_only
 
+from llama_index.llms.specrouter.responses import Answer, final_response, first_call_only
 from specrouter_llm.chat import ChatDelta, ChatResult
 from specrouter_llm.engine.handle import Handle
 from specrouter_llm.types import Completion, Delta

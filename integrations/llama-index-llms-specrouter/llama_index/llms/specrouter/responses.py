@@ -18,8 +18,8 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.llms.utils import parse_partial_json
-from llama_index.llms.specrouter.messages import openai_call
 
+from llama_index.llms.specrouter.messages import openai_call
 from specrouter_llm import chat
 
 

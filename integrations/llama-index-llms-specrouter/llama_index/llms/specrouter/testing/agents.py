@@ -9,6 +9,7 @@ import pytest
 from llama_index.core.agent.workflow import AgentOutput, AgentStream, FunctionAgent, ReActAgent, ToolCallResult
 from llama_index.core.llms.llm import LLM
 from llama_index.core.tools import FunctionTool
+
 from llama_index.llms.specrouter.testing.base import LLMTests
 from llama_index.llms.specrouter.testing.tools import multiply
 

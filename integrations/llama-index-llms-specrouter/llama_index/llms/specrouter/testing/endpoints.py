@@ -20,6 +20,7 @@ from llama_index.core.instrumentation.events.llm import (
     LLMCompletionStartEvent,
 )
 from llama_index.core.llms.llm import LLM
+
 from llama_index.llms.specrouter.testing.base import (
     ASYNC,
     CHAT,

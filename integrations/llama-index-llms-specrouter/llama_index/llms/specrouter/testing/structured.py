@@ -10,6 +10,7 @@ from llama_index.core.bridge.pydantic import BaseModel, Field
 from llama_index.core.instrumentation.events.llm import LLMStructuredPredictEndEvent, LLMStructuredPredictStartEvent
 from llama_index.core.llms.llm import LLM
 from llama_index.core.prompts import PromptTemplate
+
 from llama_index.llms.specrouter.testing.base import LLMTests, recorded
 
 

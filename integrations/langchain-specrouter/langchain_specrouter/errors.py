@@ -1,0 +1,75 @@
+"""The engine's errors as LangChain's: every class here is both, so that code which catches either works.
+
+Only what LangChain names is translated; everything else (a closed engine, a NaN) is raised as the engine raises it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from langchain_core import exceptions as core
+
+from specrouter_llm import errors as ours
+
+
+class SpecRouterContextOverflowError(ours.ContextOverflowError, core.ContextOverflowError):
+    """The prompt is longer than the context that the engine can serve."""
+
+
+class SpecRouterModelNotFoundError(ours.ModelNotFoundError, core.ModelNotFoundError):
+    """Neither a local folder nor a model name that can be resolved."""
+
+
+class SpecRouterUnsupportedSchemaError(ours.UnsupportedSchemaError, core.ModelInvalidRequestError):
+    """A schema holds a keyword that decoding cannot guarantee."""
+
+
+class SpecRouterInvalidPromptError(ours.InvalidPromptError, core.ModelInvalidRequestError):
+    """The messages are empty, not text, or the chat template cannot render them."""
+
+
+class SpecRouterInvalidRequestError(ours.InvalidParameterError, core.ModelInvalidRequestError):
+    """A parameter is unknown, of the wrong type or out of range."""
+
+
+class SpecRouterQueueFullError(ours.QueueFullError, core.ModelRateLimitError):
+    """Too many requests are waiting; trying again later may succeed."""
+
+
+class SpecRouterTimeoutError(ours.SpecRouterError, core.ModelTimeoutError, TimeoutError):
+    """The request's `timeout` passed before its answer was complete."""
+
+    def __init__(self, message: str, partial: str = "") -> None:
+        super().__init__(message)
+        self.partial = partial
+        """The text that was produced in time."""
+
+
+_TWINS: tuple[tuple[type[ours.SpecRouterError], type[ours.SpecRouterError]], ...] = (  # the most specific first
+    (ours.ContextOverflowError, SpecRouterContextOverflowError),
+    (ours.UnsupportedSchemaError, SpecRouterUnsupportedSchemaError),
+    (ours.InvalidPromptError, SpecRouterInvalidPromptError),
+    (ours.InvalidParameterError, SpecRouterInvalidRequestError),
+    (ours.ModelNotFoundError, SpecRouterModelNotFoundError),
+    (ours.QueueFullError, SpecRouterQueueFullError),
+)
+
+
+def translated(error: ours.SpecRouterError) -> ours.SpecRouterError:
+    """The error's twin that is LangChain's too, or the error itself."""
+    if isinstance(error, core.LangChainException):
+        return error
+    return next((twin(str(error)) for kind, twin in _TWINS if isinstance(error, kind)), error)
+
+
+@contextmanager
+def core_errors() -> Iterator[None]:
+    """Raises the twins of the engine's errors in its block."""
+    try:
+        yield
+    except ours.SpecRouterError as error:
+        twin = translated(error)
+        if twin is error:
+            raise
+        raise twin from error

@@ -1,0 +1,143 @@
+"""`SpecRouterLLM`: text in, text out; no chat template, no tools."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, Literal, Self
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseLLM, LangSmithParams
+from langchain_core.outputs import Generation, GenerationChunk, LLMResult
+from pydantic import model_validator
+
+from langchain_specrouter.answers import token_usage
+from langchain_specrouter.errors import SpecRouterInvalidRequestError, SpecRouterTimeoutError, core_errors
+from langchain_specrouter.settings import PROVIDER, Call, SpecRouterSettings
+from langchain_specrouter.statistics import Statistics
+from specrouter_llm import Completion, FinishReason
+from specrouter_llm.chat import usage
+
+
+class SpecRouterLLM(SpecRouterSettings, BaseLLM):
+    """Text completion with a local model; all prompts of a call are one continuous batch.
+
+    For instruction-tuned models use `ChatSpecRouter`, which writes the prompt as the model expects it.
+
+    >>> llm = SpecRouterLLM(model="demo", max_tokens=12)
+    >>> isinstance(llm.invoke("Once upon a time"), str)
+    True
+    >>> llm.close()
+    """
+
+    stats: Literal["off", "summary"] = "summary"
+    """Whether each answer's generation_info tells about its decoding."""
+
+    @model_validator(mode="after")
+    def _set_specrouter_llm_version(self) -> Self:
+        self._add_specrouter_metadata(self)
+        return self
+
+    @property
+    def _llm_type(self) -> str:
+        return "specrouter-llm"
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        params = super()._get_ls_params(stop=stop, **kwargs)
+        params["ls_provider"] = PROVIDER
+        params["ls_model_name"] = str(kwargs.get("model") or self.model)
+        return params
+
+    def _generate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        call = self._call(stop, kwargs)
+        with core_errors():
+            engine = self._engine_of(call.model, call.drafts)
+            completions = engine.generate(prompts, call.params, **call.options)
+            return self._result(completions, len(prompts), call)
+
+    async def _agenerate(
+        self,
+        prompts: list[str],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        call = self._call(stop, kwargs)
+        with core_errors():
+            engine = await asyncio.to_thread(self._engine_of, call.model, call.drafts)
+            completions = await engine.agenerate(prompts, call.params, **call.options)
+            return self._result(completions, len(prompts), call)
+
+    def _stream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[GenerationChunk]:
+        call = self._stream_call(stop, kwargs)
+        with core_errors():
+            engine = self._engine_of(call.model, call.drafts)
+            with engine.stream(prompt, call.params, **call.options) as handle:
+                for delta in handle:
+                    chunk = GenerationChunk(text=delta.text)
+                    if run_manager is not None:  # unlike chat models, LLMs have to do this themselves
+                        run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
+                completion = handle.result()[0]
+        yield GenerationChunk(text="", generation_info=self._info(completion, call))
+
+    async def _astream(
+        self,
+        prompt: str,
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[GenerationChunk]:
+        call = self._stream_call(stop, kwargs)
+        with core_errors():
+            engine = await asyncio.to_thread(self._engine_of, call.model, call.drafts)
+            with engine.astream(prompt, call.params, **call.options) as handle:
+                async for delta in handle:
+                    chunk = GenerationChunk(text=delta.text)
+                    if run_manager is not None:
+                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
+                completion = (await handle.aresult())[0]
+        yield GenerationChunk(text="", generation_info=self._info(completion, call))
+
+    def _stream_call(self, stop: Sequence[str] | None, kwargs: dict[str, Any]) -> Call:
+        """Raises SpecRouterInvalidRequestError."""
+        call = self._call(stop, kwargs)
+        if call.params.n > 1:
+            raise SpecRouterInvalidRequestError("a stream has one answer: call generate() for n > 1")
+        return call
+
+    def _result(self, completions: Sequence[Completion], num_prompts: int, call: Call) -> LLMResult:
+        """Raises the first request's error, or SpecRouterTimeoutError."""
+        generations: list[list[Generation]] = [[] for _ in range(num_prompts)]
+        for completion in completions:
+            completion.raise_for_error()
+            info = self._info(completion, call)
+            generations[completion.prompt_index].append(Generation(text=completion.text, generation_info=info))
+        return LLMResult(
+            generations=[list(answers) for answers in generations],  # typed as the wider lists that LLMResult may hold
+            llm_output={"token_usage": token_usage(completions), "model_name": call.model},
+        )
+
+    def _info(self, completion: Completion, call: Call) -> dict[str, Any]:
+        """generation_info of one answer. Raises SpecRouterTimeoutError."""
+        if completion.finish_reason is FinishReason.TIMEOUT:
+            raise SpecRouterTimeoutError(
+                f"the answer was not complete after timeout={call.options.get('timeout')} s", completion.text
+            )
+        told, _ = Statistics.of(self.stats, self.stats_sinks, {}).report(completion, call.model)
+        counts = usage(completion)
+        names = ("input_tokens", "output_tokens", "total_tokens")
+        return {**told, "usage_metadata": {name: counts[name] for name in names}}

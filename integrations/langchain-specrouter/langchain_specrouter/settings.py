@@ -1,0 +1,216 @@
+"""What the chat model and the LLM share: fields, the lazily made engine, and the arguments of one call."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+
+from langchain_core.language_models.base import BaseLanguageModel
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SkipValidation, model_validator
+
+from langchain_specrouter._version import __version__
+from langchain_specrouter.errors import SpecRouterInvalidRequestError, core_errors
+from specrouter_llm import SamplingParams, StepInfo
+from specrouter_llm.chat import close_shared, model_info, shared_engine
+
+if TYPE_CHECKING:
+    from specrouter_llm import SpecRouter
+
+PROVIDER = "specrouter"
+StatsSink: TypeAlias = Literal["response_metadata", "additional_kwargs", "custom_event"]
+
+_SAMPLING = frozenset(SamplingParams.model_fields) - {"structured"}
+_ROUTING = ("chain", "windows", "speculation", "timeout", "on_step")
+_PER_CALL = frozenset({*_ROUTING, "draft_sources", "prediction"})
+_IGNORED = frozenset({"stream", "strict"})  # `stream` is for LangChain itself, `strict` has done its work in bind_tools
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call's arguments, sorted by who takes them."""
+
+    model: str
+    drafts: Sequence[str] | None
+    params: SamplingParams
+    options: dict[str, Any]
+    """Of `SpecRouter.submit`."""
+    other: dict[str, Any]
+    """What is neither: tools and so on."""
+
+
+class SpecRouterSettings(BaseModel):
+    """Fields of every SpecRouter model. None leaves a value to the engine."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    model: str = ""
+    """The target: a name, a local folder, or "demo", the embedded family. Not needed with `engine`."""
+    drafts: list[str] | None = None
+    """Smaller models with the target's vocabulary, in any order."""
+    engine: SkipValidation[Any] = Field(default=None, exclude=True, repr=False)
+    """An engine (`SpecRouter`) of your own. Without it one is made at the first call, shared by all models of the process
+    with the same target, drafts and options."""
+    policy: Literal["fixed", "adaptive"] | None = None
+    """Who chooses chains where `chain` does not: see `SpecRouter.from_pretrained`."""
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further options of `SpecRouter.from_pretrained`: dtype, device, device_map, max_batch, max_context, ..."""
+
+    temperature: float | None = None
+    """0, the default, is greedy."""
+    max_tokens: int | None = None
+    """256 by default."""
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: list[str] | str | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    bad_words: list[str] | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    n: int | None = None
+    """Answers per prompt; only `generate` returns more than the first."""
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+    chain: list[str] | None = None
+    """Forces a chain, lowest level first."""
+    windows: list[int] | None = None
+    speculation: bool | None = None
+    """False decodes plainly."""
+    timeout: float | None = None
+    """Seconds for one answer; then the call raises SpecRouterTimeoutError."""
+    on_step: Callable[[StepInfo], None] | None = Field(default=None, exclude=True, repr=False)
+    """Called in the engine's thread after each decoding step of each request."""
+    stats_sinks: frozenset[StatsSink] = frozenset({"response_metadata"})
+    """Where statistics are put; "custom_event" needs a surrounding run."""
+
+    max_retries: int | None = Field(default=None, exclude=True)
+    """Accepted for compatibility: there is no network between you and the model."""
+    api_key: Any = Field(default=None, exclude=True, repr=False)
+    """Accepted for compatibility."""
+    streaming: bool | None = None
+
+    _engines: dict[tuple[str, tuple[str, ...] | None], SpecRouter] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _warn_of_unknown(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and (unknown := [str(name) for name in values if name not in cls.model_fields]):
+            warnings.warn(f"{cls.__name__} has no field {', '.join(sorted(unknown))}: ignored", stacklevel=2)
+        return values
+
+    @model_validator(mode="after")
+    def _check_specrouter(self) -> Self:
+        """Raises InvalidParameterError (seen as a ValidationError) before anything is loaded."""
+        if self.engine is not None:
+            if not hasattr(self.engine, "submit"):
+                raise ValueError(f"engine must be a SpecRouter, got {type(self.engine).__name__}")
+            name = model_info(self.engine).name
+            if self.model not in ("", name):
+                raise ValueError(f"model={self.model!r}, but the given engine serves {name!r}: leave one of them out")
+            if self.drafts is not None or self.policy is not None or self.engine_kwargs:
+                raise ValueError("drafts, policy and engine_kwargs make an engine; one was given: leave them out")
+            self.model = name
+        elif not self.model:
+            raise ValueError("give model=, the name or folder of the target, or engine=")
+        self._params(None, {})
+        return self
+
+    # ---------------------------------------------------------------- the engine
+
+    def load(self) -> Self:
+        """Loads the model now rather than at the first call. Raises ModelLoadError."""
+        self._engine_of(self.model, self.drafts)
+        return self
+
+    def close(self) -> None:
+        """Ends the engines that this model has made, for all that share them, and gives their memory back.
+
+        A later call loads the model again. An engine that was handed over is its owner's to close.
+        """
+        while self._engines:
+            close_shared(self._engines.popitem()[1])
+
+    def _engine_of(self, model: str, drafts: Sequence[str] | None) -> SpecRouter:
+        """The engine that serves `model`; loads it if need be, which blocks."""
+        if self.engine is not None and model == self.model:
+            return self.engine  # type: ignore[no-any-return]
+        key = (model, None if drafts is None else tuple(drafts))
+        engine = self._engines.get(key)
+        if engine is None or engine.closed:
+            options = {**self.engine_kwargs, **({} if self.policy is None else {"policy": self.policy})}
+            with core_errors():
+                engine = shared_engine(model, drafts, **options)
+            self._engines[key] = engine
+            if model == self.model:
+                self._on_loaded(engine)
+        return engine
+
+    def _on_loaded(self, engine: SpecRouter) -> None:
+        """Called when the engine of `self.model` has been found."""
+
+    # ---------------------------------------------------------------- one call
+
+    def _call(self, stop: Sequence[str] | None, kwargs: Mapping[str, Any], other: frozenset[str] = frozenset()) -> Call:
+        """Sorts the arguments of one call; `other` are names that the caller handles itself.
+
+        Raises SpecRouterInvalidRequestError for an unknown name or an impossible value.
+        """
+        known = _SAMPLING | _PER_CALL | other | _IGNORED | {"model", "drafts"}
+        if unknown := sorted(kwargs.keys() - known):
+            raise SpecRouterInvalidRequestError(
+                f"unknown parameter {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known - _IGNORED))}"
+            )
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        model = given.get("model", self.model)
+        own = model == self.model
+        fields = {name: getattr(self, name) for name in _ROUTING if own or name not in ("chain", "windows")}
+        with core_errors():
+            params = self._params(stop, given)
+        return Call(
+            model=model,
+            drafts=given.get("drafts", self.drafts if own else None),
+            params=params,
+            options={
+                **{name: value for name, value in fields.items() if value is not None},
+                **{name: value for name, value in given.items() if name in _PER_CALL},
+            },
+            other={name: value for name, value in given.items() if name in other},
+        )
+
+    def _params(self, stop: Sequence[str] | None, given: Mapping[str, Any]) -> SamplingParams:
+        values = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}
+        values |= {name: value for name, value in given.items() if name in _SAMPLING}
+        if stop is not None:
+            values["stop"] = stop
+        return SamplingParams(**values)
+
+    # ---------------------------------------------------------------- what LangChain asks for
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Ids of a text in the target's vocabulary, nothing added. Loads the model if need be."""
+        tokenizer = self._engine_of(self.model, self.drafts).tokenizer
+        if tokenizer is None:
+            raise SpecRouterInvalidRequestError("this engine has no tokenizer")
+        with core_errors():
+            return tokenizer.encode_document(text)
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        """All that an answer depends on, and the chain: the key of LangChain's cache."""
+        names = ("model", "drafts", "policy", "engine_kwargs", *sorted(_SAMPLING), *_ROUTING)
+        params = {name: getattr(self, name) for name in names if name not in ("on_step", "timeout")}
+        return {name: value for name, value in params.items() if value not in (None, {})}
+
+    def _add_specrouter_metadata(self, model: BaseLanguageModel[Any]) -> None:
+        """What a trace should know about every run of this model."""
+        model._add_version("langchain-specrouter", __version__)
+        if self.chain is not None:
+            model.metadata = {**(model.metadata or {}), "specrouter_chain": list(self.chain)}

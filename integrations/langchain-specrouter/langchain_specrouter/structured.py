@@ -1,0 +1,91 @@
+"""Structured output: from a schema in any of LangChain's forms to a response format and a parser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from operator import itemgetter
+from typing import Any, Literal, TypeAlias
+
+from langchain_core.messages import AIMessage
+from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
+from langchain_core.output_parsers.base import BaseGenerationOutputParser
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.utils.function_calling import convert_to_json_schema
+from langchain_core.utils.pydantic import is_basemodel_subclass
+
+from langchain_specrouter.errors import SpecRouterInvalidRequestError
+
+Method: TypeAlias = Literal["json_schema", "function_calling", "json_mode"]
+METHODS = ("json_schema", "function_calling", "json_mode")
+Schema: TypeAlias = "dict[str, Any] | type"
+Parser: TypeAlias = "BaseOutputParser[Any] | BaseGenerationOutputParser[Any]"
+
+
+def is_pydantic(schema: Schema | None) -> bool:
+    """Whether answers are to be instances of a pydantic class (v1 or v2)."""
+    return isinstance(schema, type) and is_basemodel_subclass(schema)
+
+
+def response_format(schema: Schema | None) -> dict[str, Any]:
+    """The schema in OpenAI's form; any JSON object if there is none."""
+    if schema is None:
+        return {"type": "json_object"}
+    plain = json_schema(schema)
+    return {"type": "json_schema", "json_schema": {"name": str(plain.get("title", "answer")), "schema": plain}}
+
+
+def json_schema(schema: Schema) -> dict[str, Any]:
+    """The plain JSON schema of a pydantic class, a TypedDict, a JSON schema or one of OpenAI's wrappers around it.
+
+    Raises SpecRouterInvalidRequestError for anything else.
+    """
+    if isinstance(schema, type) and is_basemodel_subclass(schema):
+        return _of_class(schema)
+    if isinstance(schema, Mapping):
+        return _unwrapped(schema)
+    try:
+        return convert_to_json_schema(schema)
+    except (TypeError, ValueError) as error:
+        raise SpecRouterInvalidRequestError(
+            f"a schema is a pydantic class, a TypedDict or a JSON schema, got {schema!r}"
+        ) from error
+
+
+def text_parser(schema: Schema | None) -> Parser:
+    """Parses an answer whose text is JSON."""
+    return PydanticOutputParser(pydantic_object=schema) if is_pydantic(schema) else JsonOutputParser()  # type: ignore[arg-type]
+
+
+def tool_parser(schema: Schema, name: str) -> Parser:
+    """Parses an answer that is one call of the tool made from the schema."""
+    if is_pydantic(schema):
+        return PydanticToolsParser(tools=[schema], first_tool_only=True)  # type: ignore[list-item]
+    return JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
+
+
+def with_raw(model: Runnable[Any, AIMessage], parser: Parser) -> Runnable[Any, dict[str, Any]]:
+    """{"raw": message, "parsed": value or None, "parsing_error": error or None}; parsing does not raise."""
+    parse = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+    failed = RunnablePassthrough.assign(parsed=lambda _: None)
+    return RunnableMap(raw=model) | parse.with_fallbacks([failed], exception_key="parsing_error")
+
+
+def _of_class(schema: Any) -> dict[str, Any]:
+    """The schema of a pydantic class; that of a recursive one begins with a reference, which is resolved."""
+    made = dict(schema.model_json_schema() if hasattr(schema, "model_json_schema") else schema.schema())
+    if "$ref" in made:
+        _, definitions, name = made.pop("$ref").split("/")
+        made = {**made[definitions][name], **made}
+    return {"title": schema.__name__, **made}
+
+
+def _unwrapped(schema: Mapping[str, Any]) -> dict[str, Any]:
+    for key in ("json_schema", "function"):  # {"type": key, key: {...}}
+        if schema.get("type") == key and isinstance(schema.get(key), Mapping):
+            return _unwrapped(schema[key])
+    for key in ("schema", "parameters", "input_schema"):  # {"name": ..., key: {...}}
+        if "name" in schema and isinstance(schema.get(key), Mapping):
+            about = {"title": schema["name"], "description": schema.get("description")}
+            return {**{name: text for name, text in about.items() if text}, **schema[key]}
+    return dict(schema)

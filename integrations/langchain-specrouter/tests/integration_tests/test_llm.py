@@ -1,0 +1,136 @@
+"""`SpecRouterLLM`, the text model: LangChain has no standard tests for these, so here is our mirror of them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.exceptions import ContextOverflowError, ModelTimeoutError
+from langchain_core.outputs import LLMResult
+
+from langchain_specrouter import SpecRouterLLM, SpecRouterStatsHandler
+from specrouter_llm.errors import InvalidPromptError
+
+PROMPT = "Once upon a time"
+
+
+@pytest.fixture
+def llm(demo_engine):
+    return SpecRouterLLM(engine=demo_engine, max_tokens=16)
+
+
+def without_clock(info):
+    speculation = {key: value for key, value in info["speculative_decoding"].items() if key != "route"}
+    return {**{key: value for key, value in info.items() if key != "timings"}, "speculative_decoding": speculation}
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.9, "seed": 4}], ids=["greedy", "sampled"])
+async def test_all_ways_give_one_text(llm, params):
+    text = llm.invoke(PROMPT, **params)
+    assert text
+    assert "".join(llm.stream(PROMPT, **params)) == text
+    assert await llm.ainvoke(PROMPT, **params) == text
+    assert "".join([piece async for piece in llm.astream(PROMPT, **params)]) == text
+    assert llm.batch([PROMPT] * 3, **params) == [text] * 3
+    assert await llm.abatch([PROMPT] * 3, **params) == [text] * 3
+
+
+class Handler(BaseCallbackHandler):
+    def __init__(self):
+        self.tokens, self.results = [], []
+
+    def on_llm_new_token(self, token, *, chunk=None, **kwargs):
+        self.tokens.append(token)
+
+    def on_llm_end(self, response: LLMResult, **kwargs):
+        self.results.append(response)
+
+
+def test_what_handlers_see_of_a_stream_and_of_a_call(llm):
+    """One call of on_llm_new_token for every chunk, and the same information at the end."""
+    llm.invoke(PROMPT)  # fills the prefix cache
+    streamed, called, stats = Handler(), Handler(), SpecRouterStatsHandler()
+    text = "".join(llm.stream(PROMPT, {"callbacks": [streamed, stats]}))
+    llm.invoke(PROMPT, {"callbacks": [called, stats]})
+    assert "".join(streamed.tokens) == text
+    assert len(streamed.tokens) > 1
+    infos = [handler.results[0].generations[0][0].generation_info for handler in (streamed, called)]
+    assert without_clock(infos[0]) == without_clock(infos[1])
+    usage = infos[0]["usage_metadata"]
+    assert usage["total_tokens"] == usage["input_tokens"] + 16
+    assert infos[0]["finish_reason"] == "length"
+    told = called.results[0].llm_output["token_usage"]
+    assert told == {
+        "prompt_tokens": usage["input_tokens"],
+        "completion_tokens": 16,
+        "total_tokens": usage["total_tokens"],
+    }
+    assert (stats.by_model["demo/target"].num_calls, stats.by_model["demo/target"].num_output_tokens) == (2, 32)
+
+
+def test_several_answers_count_their_prompt_once(llm):
+    result = llm.generate([PROMPT, "The end"], n=2, temperature=1.0, seed=1)
+    assert [len(answers) for answers in result.generations] == [2, 2]
+    prompts = [llm.get_num_tokens(prompt) for prompt in (PROMPT, "The end")]
+    assert result.llm_output["token_usage"]["prompt_tokens"] == sum(prompts)
+
+
+def test_all_prompts_are_in_the_engine_before_the_first_is_answered(tools):
+    gate = threading.Event()
+    engine = tools.scripted_engine(lambda prompt: "", gate=gate)
+    most = []
+
+    def watch():
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            if (count := engine.stats.num_running + engine.stats.num_waiting) == 64:
+                break
+            time.sleep(0.005)
+        most.append(count)
+        gate.set()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    with engine:
+        SpecRouterLLM(engine=engine, max_tokens=2).batch(["hi"] * 64)
+    thread.join()
+    assert most == [64]
+
+
+async def test_cancelling_frees_the_engine(tools):
+    engine = tools.scripted_engine(lambda prompt: "", seconds=0.002)
+    llm = SpecRouterLLM(engine=engine, max_tokens=1000, ignore_eos=True)
+    with engine:
+        stream = llm.stream("go")
+        next(stream)
+        stream.close()
+        assert tools.settled(engine)
+        for call in (lambda: llm.ainvoke("go"), lambda: llm.abatch(["go"] * 3)):
+            task = asyncio.ensure_future(call())
+            while not engine.stats.num_running:
+                await asyncio.sleep(0.005)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await asyncio.to_thread(tools.settled, engine)
+        with pytest.raises(ModelTimeoutError):
+            llm.invoke("go", timeout=0.1)
+
+
+@pytest.mark.parametrize(("prompt", "error"), [("", InvalidPromptError), ("word " * 3000, ContextOverflowError)])
+def test_bad_prompts(llm, prompt, error):
+    with pytest.raises(error):
+        llm.invoke(prompt)
+    with pytest.raises(error):
+        list(llm.stream(prompt))
+
+
+def test_another_model_for_one_call():
+    llm = SpecRouterLLM(model="demo", max_tokens=3, engine_kwargs={"progress": False})
+    (answer,) = llm.generate([PROMPT], model="demo/draft").generations[0]
+    assert answer.generation_info["model_name"] == "demo/draft"
+    llm.close()
+    assert not llm._engines

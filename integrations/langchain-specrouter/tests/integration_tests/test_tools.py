@@ -1,0 +1,137 @@
+"""Tool calls: forced, chosen, streamed, malformed, and inside of an agent."""
+
+from __future__ import annotations
+
+import pytest
+from langchain.agents import create_agent
+from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
+from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from pydantic import BaseModel, Field
+
+from langchain_specrouter import ChatSpecRouter
+
+
+@tool
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@tool
+def weather(city: str) -> str:
+    """Tell the weather of a city."""
+    return f"It is sunny in {city}."
+
+
+class Report(BaseModel):
+    """The weather of a city."""
+
+    city: str = Field(max_length=20)
+    sunny: bool
+
+
+def joined(chunks):
+    chunks = list(chunks)
+    return sum(chunks[1:], start=chunks[0])
+
+
+def calls_of(message):
+    return [(call["name"], call["args"]) for call in message.tool_calls]
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0, "seed": 11}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("choice", ["any", "add", "weather"])
+def test_a_forced_call_is_well_formed_even_from_a_weak_model(demo_engine, choice, params):
+    """Whatever the prompt: the right tool, all arguments, of the right types."""
+    model = ChatSpecRouter(engine=demo_engine, max_tokens=60, **params)
+    message = model.bind_tools([add, weather], tool_choice=choice, parallel_tool_calls=False).invoke("Hello!")
+    (call,) = message.tool_calls
+    assert choice in ("any", call["name"])
+    assert message.response_metadata["finish_reason"] == "tool_calls"
+    assert not message.invalid_tool_calls
+    if call["name"] == "add":
+        assert {name: type(value) for name, value in call["args"].items()} == {"a": int, "b": int}
+    else:
+        assert set(call["args"]) == {"city"}
+
+
+def test_none_forbids_calls(scripted, tools):
+    model = scripted(tools.tool_text("add", a=1, b=2), max_tokens=40)
+    assert model.bind_tools([add]).invoke("1 + 2?").tool_calls
+    assert not model.bind_tools([add], tool_choice="none").invoke("1 + 2?").tool_calls
+
+
+async def test_a_streamed_call_is_the_invoked_one(scripted, tools):
+    text = "Let me see.\n" + tools.tool_text("add", a=1, b=2) + "\n" + tools.tool_text("weather", city="Zürich 你好")
+    model = scripted(text, max_tokens=120).bind_tools([add, weather])
+    invoked = model.invoke("go")
+    assert calls_of(invoked) == [("add", {"a": 1, "b": 2}), ("weather", {"city": "Zürich 你好"})]
+    assert len({call["id"] for call in invoked.tool_calls}) == 2
+    chunks = list(model.stream("go"))
+    streamed = joined(chunks)
+    assert calls_of(streamed) == calls_of(invoked)
+    assert streamed.content == invoked.content
+    assert "tool_call" not in streamed.content
+    pieces = [piece for chunk in chunks for piece in chunk.tool_call_chunks]
+    assert len(pieces) > 4  # arguments arrive as they are written
+    assert [(piece["index"], piece["name"]) for piece in pieces if piece["name"]] == [(0, "add"), (1, "weather")]
+    assert all(piece["id"] is None for piece in pieces if not piece["name"])
+    assert calls_of(joined([chunk async for chunk in model.astream("go")])) == calls_of(invoked)
+    assert calls_of(await model.ainvoke("go")) == calls_of(invoked)
+
+
+def test_calls_are_blocks_of_their_own_in_v1(scripted, tools):
+    model = scripted(tools.tool_text("add", a=1, b=2), max_tokens=60, output_version="v1").bind_tools([add])
+    for message in (model.invoke("go"), joined(model.stream("go")), model.stream_events("go", version="v3").output):
+        blocks = [block for block in message.content_blocks if block["type"] == "tool_call"]
+        assert [(block["name"], block["args"]) for block in blocks] == [("add", {"a": 1, "b": 2})]
+
+
+def test_a_malformed_call_is_reported_not_raised(scripted):
+    model = scripted('<tool_call>\n{"name": "add", "arguments": {"a": 1,, }}\n</tool_call>', max_tokens=60)
+    message = model.bind_tools([add]).invoke("go")
+    assert not message.tool_calls
+    (call,) = message.invalid_tool_calls
+    assert call["error"]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+async def test_an_agent_calls_a_tool_and_answers(scripted, tools, asynchronous):
+    def script(prompt):
+        return "It is sunny." if "<|tool|>" in prompt else tools.tool_text("weather", city="Paris")
+
+    agent = create_agent(scripted(script, max_tokens=60), tools=[weather, add])
+    asked = {"messages": [HumanMessage("How is the weather in Paris?")]}
+    answered = (await agent.ainvoke(asked) if asynchronous else agent.invoke(asked))["messages"]
+    assert [type(message).__name__ for message in answered] == ["HumanMessage", "AIMessage", "ToolMessage", "AIMessage"]
+    assert isinstance(answered[2], ToolMessage)
+    assert answered[2].content == "It is sunny in Paris."
+    assert answered[3].content == "It is sunny."
+
+
+@pytest.mark.parametrize("strategy", [Report, ToolStrategy(Report), ProviderStrategy(Report)])
+def test_an_agent_with_tools_and_a_response_format(scripted, tools, strategy):
+    """The grammar is "a call or the final JSON": both in one agent."""
+
+    def script(prompt):
+        if "<|tool|>" not in prompt:
+            return tools.tool_text("weather", city="Paris")
+        if isinstance(strategy, ToolStrategy):
+            return tools.tool_text("Report", city="Paris", sunny=True)
+        return '{"city": "Paris", "sunny": true}'
+
+    agent = create_agent(scripted(script, max_tokens=60), tools=[weather], response_format=strategy)
+    result = agent.invoke({"messages": [HumanMessage("How is the weather in Paris?")]})
+    assert result["structured_response"] == Report(city="Paris", sunny=True)
+
+
+def test_an_agent_streams_tokens(scripted, tools):
+    def script(prompt):
+        return "It is sunny there today." if "<|tool|>" in prompt else tools.tool_text("weather", city="Paris")
+
+    agent = create_agent(scripted(script, max_tokens=60), tools=[weather])
+    pieces = agent.stream({"messages": [HumanMessage("Paris?")]}, stream_mode="messages")
+    texts = [chunk.text for chunk, about in pieces if about["langgraph_node"] == "model" and chunk.text]
+    assert len(texts) > 1
+    assert "".join(texts) == "It is sunny there today."
