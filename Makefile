@@ -8,7 +8,7 @@ INTEGRATIONS := $(foreach package,$(wildcard integrations/*),-e "$(package)[test
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: demo test test-all lint types env clean
+.PHONY: demo test test-all lint types bench-quick env clean
 
 demo: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/specrouter demo
@@ -25,6 +25,12 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+# Two minutes on two cores: routed against transformers and against itself without drafts; 8 tokens verified over 1.
+bench-quick: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/specrouter bench speed --widen 60M --workload cot --workload rag --limit 3 --max-tokens 48 \
+		--chain demo/draft@4 --chain ngram@8 --peer generate
+	HF_HUB_OFFLINE=1 $(BIN)/specrouter bench step --widen 60M --tokens 1 --tokens 8 --rounds 20
 
 env: $(STAMP)
 

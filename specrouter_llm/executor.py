@@ -23,7 +23,7 @@ from specrouter_llm.errors import ModelFailure, NumericalError, RequestFailedErr
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.sampling.constraint import ENDED
 from specrouter_llm.scheduling.plan import Plan
-from specrouter_llm.scheduling.policy import Forward, Trial
+from specrouter_llm.scheduling.policy import Forward, Score, Trial
 from specrouter_llm.state.manager import StateManager
 from specrouter_llm.state.row import Row
 from specrouter_llm.verification.rollback import RollbackProcessor
@@ -40,6 +40,7 @@ class RowOutcome:
     token_ids: list[int]
     """The target's choices: accepted tokens and one more. Empty if `error` is set."""
     trials: tuple[Trial, ...] = ()
+    scores: tuple[Score, ...] = ()
     logits: Tensor | None = None
     """[len(token_ids), V] raw target logits, if the row reports logprobs."""
     error: RequestFailedError | None = None
@@ -143,6 +144,7 @@ class _StepRun:
     verifying: VerifyProcessor
     log: list[Forward]
     trials: dict[int, list[Trial]] = field(default_factory=lambda: defaultdict(list))
+    scores: dict[int, list[Score]] = field(default_factory=lambda: defaultdict(list))
 
     def outcomes(self, rows: Sequence[Row], plans: Sequence[Plan]) -> list[RowOutcome]:
         """Proposals group by group, then the target once over all rows."""
@@ -203,6 +205,8 @@ class _StepRun:
             if below is not None and verification.num_proposed:
                 trial = Trial(below.top, model, verification.num_proposed, verification.num_accepted)
                 self.trials[row.slot].append(trial)
+            if verification.score is not None and not final:
+                self.scores[row.slot].append(verification.score)
             if verification.failed and not final:
                 row.set_aside[model] = "its logits held NaN or no finite value"
                 self.state.poison(model, row.slot)
@@ -218,7 +222,7 @@ class _StepRun:
             error = NumericalError(f"the logits of {plan.top!r} held NaN or no finite value for this request")
             return RowOutcome(row, plan, [], trials, error=error)
         logits = verification.logits if row.sampler.params.logprobs else None
-        return RowOutcome(row, plan, verification.token_ids, trials, logits)
+        return RowOutcome(row, plan, verification.token_ids, trials, tuple(self.scores[row.slot]), logits)
 
 
 def _groups(plans: Sequence[Plan]) -> dict[Plan, list[int]]:

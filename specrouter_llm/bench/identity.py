@@ -24,13 +24,18 @@ class Comparison:
     """Largest change of the logits that a first difference needed."""
 
     def add(
-        self, engine: SpecRouter, prompt: Sequence[int], params: SamplingParams, plain: Completion, other: Completion
+        self,
+        engine: SpecRouter,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        plain: Completion,
+        tokens: tuple[int, ...],
     ) -> None:
-        """Counts one pair of completions of the same prompt and seed."""
-        if plain.token_ids == other.token_ids:
+        """Counts one completion, and what else was decoded of the same prompt and seed."""
+        if plain.token_ids == tokens:
             self.identical += 1
             return
-        size = first_margin(engine, prompt, params, plain, other.token_ids)
+        size = first_margin(engine, prompt, params, plain, tokens)
         self.largest_margin = max(self.largest_margin, size)
         if size <= EPSILON.get(engine.dtype, EPSILON["bfloat16"]):
             self.near_ties += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from specrouter_llm.config import ModelSource
@@ -30,11 +30,15 @@ class Models:
         dtype: str | None = None,
         device: str | None = None,
         widen: str | None = None,
+        *,
+        target_only: bool = False,
     ) -> Models:
-        """By name; `widen` runs the family in a larger shape, for example "150M"."""
+        """By name; `widen` runs the family in a larger shape, for example "150M", or the target alone."""
         if widen is None:
             return cls(target, drafts or None, dtype, device)
         specs = widened_family(target, drafts or None, widen)
+        if target_only:
+            specs = [specs[0], *(replace(spec, widen=None) for spec in specs[1:])]
         return cls(specs[0], tuple(specs[1:]), dtype, device)
 
     def engine(self, **options: Any) -> SpecRouter:

@@ -106,7 +106,7 @@ def measure(
                 answers = _answers(engine, prompts, params, seed)
                 comparison = Comparison()
                 for prompt, expected, answer in zip(prompts, plain, answers, strict=True):
-                    comparison.add(engine, prompt, params, expected, answer)
+                    comparison.add(engine, prompt, params, expected, answer.token_ids)
                 rows.append(_row(temperature, variant, answers, policy, comparison))
                 advance(f"T = {temperature:g}, {variant.label}")
         return engine.labels[engine.target], rows
@@ -170,9 +170,9 @@ def _rejected(stage: Mapping[str, Any], committed: float) -> float:
     return round(rejected / committed, 4)
 
 
-def table(rows: Sequence[Mapping[str, Any]], label: str) -> Table:
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows for people."""
-    shown = Table(title=f"Early rejection, target {label}: counts per committed token")
+    shown = Table(title="Early rejection: counts per committed token")
     for column in ("T", "chain [windows]", "tokens/target step", "forwards per token", "accepted", "same/near/diff"):
         shown.add_column(column, justify="left" if column == "chain [windows]" else "right")
     for row in rows:

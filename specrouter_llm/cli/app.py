@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from specrouter_llm import __version__
-from specrouter_llm.cli import bench
+from specrouter_llm.cli import bench, bench_router, contests, experiment, results  # noqa: F401  # add to experiment.app
 from specrouter_llm.cli.arguments import (
     Budget,
     Chain,
@@ -28,7 +28,8 @@ from specrouter_llm.cli.options import PoolOptions, split
 app = typer.Typer(
     help="Lossless speculative decoding as a routing problem.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-app.add_typer(bench.app, name="bench")
+app.add_typer(experiment.app, name="bench")
+app.command()(results.report)
 
 
 def _show_version(asked: bool) -> None:
@@ -95,12 +96,69 @@ def generate(
 def demo(
     widen: Annotated[str, typer.Option(help="The larger shape of the second half; 'none' leaves it out.")] = "150M",
     max_tokens: MaxTokens = 96,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw the adaptive routing over time (.png, .svg or .pdf).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Three answers, target-only beside speculative, on the embedded family as it is and widened."""
     from specrouter_llm.cli.demo import run
 
-    raise typer.Exit(run(None if widen == "none" else widen, max_tokens=max_tokens, as_json=as_json))
+    raise typer.Exit(run(None if widen == "none" else widen, max_tokens=max_tokens, as_json=as_json, plot=plot))
+
+
+@app.command()
+def chat(
+    target: Target = "demo",
+    drafts: Drafts = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    policy: Annotated[str, typer.Option(help="Who chooses chains: adaptive or fixed.")] = "adaptive",
+    chain: Chain = None,
+    windows: Windows = None,
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = 0.0,
+    seed: Seed = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    widen: Widen = None,
+    memory_budget: Budget = None,
+) -> None:
+    """Talk to the target; chain and acceptance are shown while it answers. Reads lines from a pipe, too."""
+    from specrouter_llm.cli.chat import run
+
+    run(
+        PoolOptions(target, drafts, dtype, device, widen, memory_budget),
+        system=system,
+        policy=policy,
+        chain=split(chain),
+        windows=[int(window) for window in split(windows) or []] or None,
+        sampling={"max_tokens": max_tokens, "temperature": temperature, "seed": seed},
+    )
+
+
+@app.command()
+def calibrate(
+    target: Target = "demo",
+    drafts: Drafts = None,
+    seconds: Annotated[float, typer.Option(help="Time for all models together, at most.")] = 20.0,
+    out: Annotated[Path | None, typer.Option(help="Write what calibration= of from_pretrained reads.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a plot (.png, .svg or .pdf); needs matplotlib.")] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    widen: Widen = None,
+    memory_budget: Budget = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what a forward of each model costs on this machine, for the adaptive policy to start from."""
+    from specrouter_llm.cli.calibrate import run
+
+    run(
+        PoolOptions(target, drafts, dtype, device, widen, memory_budget),
+        seconds=seconds,
+        out=out,
+        plot=plot,
+        as_json=as_json,
+    )
 
 
 @app.command()

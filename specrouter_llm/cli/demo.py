@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.columns import Columns
@@ -14,6 +15,8 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 
+from specrouter_llm.bench.plots import check_plot
+from specrouter_llm.cli import routing
 from specrouter_llm.cli.options import PoolOptions
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.types import ChatMessage, Completion
@@ -87,8 +90,9 @@ class Pair:
         return self.speculative.timings.tokens_per_second / plain if plain else 0.0
 
 
-def run(widen: str | None, *, max_tokens: int, as_json: bool) -> int:
+def run(widen: str | None, *, max_tokens: int, as_json: bool, plot: Path | None = None) -> int:
     """Runs the demo; returns 1 if any pair of answers differs, else 0."""
+    check_plot(plot)
     console = Console(quiet=as_json)
     pairs: list[Pair] = []
     for size in (None, widen) if widen else (None,):
@@ -106,7 +110,21 @@ def run(widen: str | None, *, max_tokens: int, as_json: bool) -> int:
         console.print(_table(pairs))
         same = all(pair.identical for pair in pairs)
         console.print("Every pair of answers is identical, token by token." if same else "[bold red]Answers differ.")
+    if plot is not None:
+        _plot_routing(widen, max_tokens, plot)
+        console.print(f"The routing over time is drawn in {plot.name}.")
     return 0 if all(pair.identical for pair in pairs) else 1
+
+
+def _plot_routing(widen: str | None, max_tokens: int, path: Path) -> None:
+    """The same prompts twice, chains left to the adaptive policy."""
+    prompts = [
+        (task.title, task.prompt, {"draft_sources": task.documents, "temperature": task.temperature, "seed": 3})
+        for task in TASKS
+    ]
+    with PoolOptions("demo", widen=widen).engine(progress=False, max_batch=1, policy="adaptive") as engine:
+        legs = routing.record(engine, prompts * 2, max_tokens)
+        routing.plot(legs, engine.labels[engine.target], path)
 
 
 def _warm_up(engine: SpecRouter) -> None:

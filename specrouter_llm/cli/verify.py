@@ -15,20 +15,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from specrouter_llm.bench.identity import first_margin
-from specrouter_llm.cli.options import PoolOptions, read_prompts
+from specrouter_llm.bench.workloads import built_in_prompts, read_prompts
+from specrouter_llm.cli.options import PoolOptions
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.types import Completion
 from specrouter_llm.verification.near_tie import EPSILON
-
-BUILT_IN_PROMPTS = (
-    "Tom has 3 boxes with 12 pencils each. He gives away 7 pencils. How many pencils are left?",
-    "Write a short story about a fox who finds a lantern in the snow.",
-    "List five animals that live in the sea, one per line.",
-    "Repeat this sentence three times: The quick brown fox jumps over the lazy dog.",
-    "A train leaves at 9:40 and arrives at 11:05. How many minutes does the journey take?",
-    "Explain to a child why the sky is blue.",
-)
 
 
 @dataclass(slots=True)
@@ -60,7 +52,7 @@ def run(
     as_json: bool,
 ) -> int:
     """Prints a table (or JSON) and returns the exit status: 0 if all is identical or a near-tie, else 1."""
-    texts = read_prompts(prompts, limit) if prompts is not None else list(BUILT_IN_PROMPTS[:limit])
+    texts = read_prompts(prompts, limit) if prompts is not None else built_in_prompts(limit)
     params = SamplingParams(**sampling)
     quiet = as_json or not sys.stderr.isatty()
     with pool.engine(progress=not quiet, max_batch=batch) as engine:

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.runtime.batch import Span
+from specrouter_llm.runtime.packing import return_freed_memory
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.runtime.select import make_runner
 from specrouter_llm.scheduling.latency import LatencyModel
@@ -26,7 +27,8 @@ GRID = (1, 2, 4, 8, 16, 32, 64)
 """Tokens per forward; those between are interpolated."""
 FORMAT = 1
 _CONTEXTS = (64, 960)
-_REPEATS = 3
+REPEATS = 3
+"""Forwards per point; their median counts."""
 
 Samples = Sequence[tuple[int, int, float]]
 
@@ -43,10 +45,18 @@ class Calibration:
     """The engine's own time per step is not in it: it is learnt from steps."""
 
     @classmethod
-    def of(cls, pool: ModelPool, runners: Mapping[str, Runner], *, seconds: float, progress: bool) -> Calibration:
-        """Measures all models of a pool, which must not be in use."""
-        latency = LatencyModel.fit(measure(runners, seconds=seconds, progress=progress), overhead=0.0)
-        return cls(describe(pool, runners), torch.get_num_threads(), latency)
+    def of(
+        cls,
+        pool: ModelPool,
+        runners: Mapping[str, Runner],
+        *,
+        seconds: float,
+        repeats: int = REPEATS,
+        progress: bool = True,
+    ) -> Calibration:
+        """Measures all models of a pool, which must not be in use; see `measure`."""
+        samples = measure(runners, seconds=seconds, repeats=repeats, progress=progress)
+        return cls(describe(pool, runners), torch.get_num_threads(), LatencyModel.fit(samples, overhead=0.0))
 
     def save(self, path: Path) -> None:
         """Writes what `load` reads."""
@@ -121,27 +131,31 @@ def in_order(pool: ModelPool) -> list[PoolMember]:
     return [*sorted(pool.drafts, key=lambda member: member.num_parameters), pool.target]
 
 
-def pool_runners(pool: ModelPool, *, num_slots: int, pack: bool) -> dict[str, Runner]:
-    """A runner for every member, in order.
+def pool_runners(pool: ModelPool, *, num_slots: int, pack: bool, strict: bool = False) -> dict[str, Runner]:
+    """A runner for every member, in order; `strict` is the target's.
 
     Raises:
         UnsupportedModelError: a model's logits through our cache differ from its own.
     """
-    return {
-        member.name: make_runner(
+    runners: dict[str, Runner] = {}
+    for member in in_order(pool):
+        runners[member.name] = make_runner(
             member.name,
             member.model,
             num_slots=num_slots,
             context_length=min(member.context_length, pool.max_context),
             pack=pack,
             keep=member.borrowed,
+            strict=strict and member is pool.target,
         )
-        for member in in_order(pool)
-    }
+        return_freed_memory()
+    return runners
 
 
-def measure(runners: Mapping[str, Runner], *, seconds: float, progress: bool = True) -> dict[str, Samples]:
-    """(tokens, context, seconds) of one-row forwards of every model, medians of three, choice of a token included.
+def measure(
+    runners: Mapping[str, Runner], *, seconds: float, repeats: int = REPEATS, progress: bool = True
+) -> dict[str, Samples]:
+    """(tokens, context, seconds) of one-row forwards of every model, medians of `repeats`, choice of a token included.
 
     `seconds` is shared by the models; whoever is slow gets fewer points, but at least the first. Runs in slot 0, which
     must be free: what it writes there lies behind the mask.
@@ -150,11 +164,11 @@ def measure(runners: Mapping[str, Runner], *, seconds: float, progress: bool = T
     with tqdm(runners.items(), desc="Calibrating", unit="model", disable=not progress, leave=False) as bar:
         for name, runner in bar:
             bar.set_postfix_str(name)
-            samples[name] = _measure_one(runner, seconds / len(runners))
+            samples[name] = _measure_one(runner, seconds / len(runners), repeats)
     return samples
 
 
-def _measure_one(runner: Runner, budget: float) -> Samples:
+def _measure_one(runner: Runner, budget: float, repeats: int) -> Samples:
     deadline = time.perf_counter() + budget
     contexts = sorted({min(context, max(0, runner.context_length - GRID[-1])) for context in _CONTEXTS})
     points = [(tokens, context) for context in contexts for tokens in GRID if context + tokens <= runner.context_length]
@@ -163,10 +177,10 @@ def _measure_one(runner: Runner, budget: float) -> Samples:
     samples: list[tuple[int, int, float]] = []
     last = _forward(runner, 1, 0)  # the first call allocates
     for tokens, context in points:
-        if samples and time.perf_counter() + _REPEATS * last > deadline:
+        if samples and time.perf_counter() + repeats * last > deadline:
             break
-        times = sorted(_forward(runner, tokens, context) for _ in range(_REPEATS))
-        last = times[_REPEATS // 2]
+        times = sorted(_forward(runner, tokens, context) for _ in range(repeats))
+        last = times[repeats // 2]
         samples.append((tokens, context + tokens, last))
     return sorted(samples)
 

@@ -144,6 +144,7 @@ class SpecRouter:
         """
         settings = _engine_config(config)
         known = _known_calibration(calibration, policy)
+        chosen = _given_policy(policy)
         pool = ModelPool.load(
             target,
             drafts,
@@ -158,10 +159,10 @@ class SpecRouter:
             packed_copy=packed_copy_bytes if settings.pack else None,
             progress=progress,
         )
-        runners = pool_runners(pool, num_slots=settings.max_batch, pack=settings.pack)
+        runners = pool_runners(pool, num_slots=settings.max_batch, pack=settings.pack, strict=settings.strict)
         try:
             if policy == "adaptive":
-                policy = _adaptive(pool, runners, known, proposers, progress=progress)
+                chosen = _adaptive(pool, runners, known, proposers, progress=progress)
             return cls(
                 runners,
                 target=pool.target.name,
@@ -170,7 +171,7 @@ class SpecRouter:
                 max_context=pool.max_context,
                 config=settings,
                 proposers=proposers,
-                policy=_policy(policy),
+                policy=chosen,
                 labels={member.name: member.label for member in in_order(pool)},
                 memory=pool.memory,
                 on_close=pool.close,
@@ -204,7 +205,7 @@ class SpecRouter:
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **options: Any
     ) -> list[Completion]:
         """`generate` without blocking the event loop; cancelling the task cancels its requests."""
-        requests = self._intake.requests(prompts, params, options)
+        requests = await asyncio.to_thread(self._intake.requests, prompts, params, options)  # long prompts, grammars
         handles: list[Handle] = []
         try:
             for request in requests:
@@ -394,9 +395,9 @@ def _adaptive(
     return AdaptivePolicy(list(runners), [p.name for p in _proposers(proposers)], known.latency)
 
 
-def _policy(policy: Policy | str) -> Policy | None:
-    """The policy meant by `policy`; None leaves the router's fixed default."""
-    if policy == "fixed":
+def _given_policy(policy: Policy | str) -> Policy | None:
+    """The policy if it is an object; None for the router's fixed default, and for one that is yet to be made."""
+    if policy in ("fixed", "adaptive"):
         return None
     if isinstance(policy, str) or not hasattr(policy, "plan"):
         raise InvalidParameterError(

@@ -271,7 +271,8 @@ class Worker:
         error = self._call_back(sample, outcome, taken, result)
         if error is not None and sample.finish_reason is None:
             self._fail(sample, error)
-        return RowObservation(row.row_id, outcome.plan, outcome.trials, len(taken), sample.finish_reason is not None)
+        finished = sample.finish_reason is not None
+        return RowObservation(row.row_id, outcome.plan, outcome.trials, len(taken), finished, outcome.scores)
 
     def _call_back(
         self, sample: Sample, outcome: RowOutcome, taken: Sequence[int], result: StepResult

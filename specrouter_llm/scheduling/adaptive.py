@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from specrouter_llm.scheduling.counts import Array
-from specrouter_llm.scheduling.estimates import MAX_WINDOW, Estimates
+from specrouter_llm.scheduling.estimates import Estimates, level_curves
 from specrouter_llm.scheduling.explanation import Explanation, Journal, Switch
 from specrouter_llm.scheduling.latency import LatencyModel
 from specrouter_llm.scheduling.plan import Plan
@@ -99,6 +99,7 @@ class AdaptivePolicy:
         self._active: frozenset[int] = frozenset()
         self._searched_all = 0
         self._curves: dict[tuple[int, int], tuple[Array, Array]] = {}
+        """By rows and context; kept until a latency moves."""
 
     # ---------------------------------------------------------------- the contract of Policy
 
@@ -228,36 +229,23 @@ class AdaptivePolicy:
         )
         number = len(rows)
         context = _bucket(sum(row.num_tokens for row in rows))
-        curves, target_curve = self._curves.get((number, context)) or self._new_curves(number, context)
+        lower, num_lookups = self._similarity.lower, len(self._proposers)
+        curves = self._curves.get((number, context))
+        if curves is None:
+            curves = level_curves(self._latency, lower, num_lookups, self._target, number, context)
+            self._curves[number, context] = curves
         return Estimates(
-            lower=self._similarity.lower,
-            num_lookups=len(self._proposers),
+            lower=lower,
+            num_lookups=num_lookups,
             target=self._target,
             num_rows=number,
             acceptance=acceptance,
-            curves=curves,
-            target_curve=target_curve,
+            curves=curves[0],
+            target_curve=curves[1],
             overhead=self._latency.overhead,
             catch_up=self._catch_up(rows),
             blocked=self._blocked(rows),
         )
-
-    def _new_curves(self, number: int, context: int) -> tuple[Array, Array]:
-        """What levels cost for a batch of this size; kept until a latency moves."""
-        lower = self._similarity.lower
-        curves = np.full((len(lower), 2, MAX_WINDOW + 2), np.inf)
-        for i, level in enumerate(lower):
-            if i < len(self._proposers):
-                curves[i] = 0.0
-                if self._latency.knows(level):
-                    curves[i, 0] = self._latency.seconds(level, number)
-                    curves[i, 1] = curves[i, 0] / number
-            elif self._latency.knows(level):
-                curves[i, 0] = self._latency.curve(level, number, context, MAX_WINDOW)
-                curves[i, 1] = self._latency.curve(level, 1, max(1, context // number), MAX_WINDOW)
-        target_curve = self._latency.totals(self._target, number * (MAX_WINDOW + 1), context, number)
-        self._curves[number, context] = (curves, target_curve)
-        return curves, target_curve
 
     def _catch_up(self, rows: Sequence[RowView]) -> Array:
         """[L] seconds per token of the batch: catching up spread over the tokens to come."""
@@ -396,7 +384,8 @@ class AdaptivePolicy:
         if run is None or run.plan.levels != levels or math.isnan(decision.predicted):
             self._prober.result(levels, 0.0, False, self._step)
             return
-        success = self._similarity.surprise(run.row_id, regime(self._views[run.row_id].temperature), run.trials) >= 0
+        bucket = regime(self._views[run.row_id].temperature)
+        success = self._similarity.surprise(run.row_id, bucket, run.trials, run.scores) >= 0
         self._prober.result(levels, step.seconds - committed * decision.predicted, success, self._step)
 
     def _learn_row(self, row: RowObservation, planned: Plan | None) -> None:
@@ -405,7 +394,7 @@ class AdaptivePolicy:
             return
         bucket = regime(view.temperature)
         self._rows[row.row_id].observe(planned, row, view.num_tokens)
-        if self._similarity.observe(row.row_id, bucket, row.trials, self._step):
+        if self._similarity.observe(row.row_id, bucket, row.trials, self._step, row.scores):
             self._shaken = True
             self._similarity.doubt(row.row_id, self._step)
             if self._latency.knows(self._target):

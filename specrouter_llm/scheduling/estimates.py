@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from specrouter_llm.scheduling.counts import Array
+from specrouter_llm.scheduling.latency import LatencyModel
 from specrouter_llm.scheduling.similarity import Acceptance
 
 MAX_WINDOW = 16
@@ -51,3 +52,20 @@ class Estimates:
             self.lower, self.num_lookups, self.target, self.num_rows, self.acceptance, curves, self.target_curve,
             self.overhead, self.catch_up, self.blocked,
         )  # fmt: skip
+
+
+def level_curves(
+    latency: LatencyModel, lower: Sequence[str], num_lookups: int, target: str, rows: int, context: int
+) -> tuple[Array, Array]:
+    """`Estimates.curves` and `Estimates.target_curve` of a batch of `rows` rows and `context` positions in all."""
+    curves = np.full((len(lower), 2, MAX_WINDOW + 2), np.inf)
+    for i, level in enumerate(lower):
+        if i < num_lookups:
+            curves[i] = 0.0
+            if latency.knows(level):
+                curves[i, 0] = latency.seconds(level, rows)
+                curves[i, 1] = curves[i, 0] / rows
+        elif latency.knows(level):
+            curves[i, 0] = latency.curve(level, rows, context, MAX_WINDOW)
+            curves[i, 1] = latency.curve(level, 1, max(1, context // rows), MAX_WINDOW)
+    return curves, latency.totals(target, rows * (MAX_WINDOW + 1), context, rows)

@@ -34,6 +34,15 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
+class Score:
+    """A level caught up with a row: how many of the tokens it lacked it would have chosen too. Nothing is censored here."""
+
+    level: str
+    total: int
+    matched: int
+
+
+@dataclass(frozen=True, slots=True)
 class Forward:
     """One forward of one level within a step, over all rows that took part."""
 
@@ -58,6 +67,7 @@ class RowObservation:
     committed: int
     finished: bool
     """The row will not be seen again."""
+    scores: tuple[Score, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from specrouter_llm.scheduling.counts import Array, Counts, Memory
-from specrouter_llm.scheduling.policy import Trial
+from specrouter_llm.scheduling.policy import Score, Trial
 
 SIMSCORE_STRENGTH = 12.0
 """Trials that a measured SimScore is worth."""
@@ -124,8 +124,10 @@ class Similarity:
 
     # ---------------------------------------------------------------- learning
 
-    def observe(self, row_id: int, bucket: int, trials: Sequence[Trial], step: int) -> bool:
-        """Counts a row's trials; tells whether they show that an acceptance has changed."""
+    def observe(
+        self, row_id: int, bucket: int, trials: Sequence[Trial], step: int, scores: Sequence[Score] = ()
+    ) -> bool:
+        """Counts a row's trials and scores; tells whether they show that an acceptance has changed."""
         if step - self._faded >= FADE_EVERY:
             self._faded = step
             for evidence in (*self._workload.values(), *(row for _, row in self._rows.values())):
@@ -134,7 +136,7 @@ class Similarity:
         changed = False
         workload = self._workload.setdefault(bucket, self._new(WORKLOAD_MEMORY))
         own = self._evidence(row_id, bucket)
-        for lower, upper, accepted, missed in _merged(trials):
+        for lower, upper, accepted, missed in (*_merged(trials), *self._against_target(scores)):
             if lower not in self._row_of or upper not in self._column_of:
                 continue
             cell = (self._row_of[lower], self._column_of[upper])
@@ -168,9 +170,14 @@ class Similarity:
             if goes_on or ends:
                 table.lookups.add((cell, 1), goes_on, ends, step)
 
-    def surprise(self, row_id: int, bucket: int, trials: Sequence[Trial]) -> float:
-        """Accepted tokens beyond what was expected of these trials, before they are observed; -1 if there were none."""
-        found = [(alpha, a, m) for lower, upper, a, m in _merged(trials) if (
+    def _against_target(self, scores: Sequence[Score]) -> list[tuple[str, str, int, int]]:
+        """Scores as counts of matches with the target's choices, which the committed tokens are."""
+        return [(score.level, self.models[-1], score.matched, score.total - score.matched) for score in scores]
+
+    def surprise(self, row_id: int, bucket: int, trials: Sequence[Trial], scores: Sequence[Score] = ()) -> float:
+        """Matches beyond what was expected of these trials and scores, before they are observed; -1 if there were none."""
+        counts = (*_merged(trials), *self._against_target(scores))
+        found = [(alpha, a, m) for lower, upper, a, m in counts if (
             alpha := self._known_alpha(lower, upper, bucket, row_id)) is not None]  # fmt: skip
         return sum(a - alpha * (a + m) for alpha, a, m in found) if found else -1.0
 

@@ -17,11 +17,14 @@ from specrouter_llm.scheduling.policy import (
     Policy,
     RowObservation,
     RowView,
+    Score,
     StepObservation,
     Trial,
 )
 
 _MASK = (1 << 64) - 1
+LEAST_SCORED, MOST_SCORED = 4, 16
+"""Tokens that a level which catches up is scored on, as in `VerifyProcessor`."""
 
 
 def _mix(a: int, b: int) -> int:
@@ -110,6 +113,8 @@ class SimulatedRow:
     context: int = 0
     """Hash of the committed tokens."""
     seen: dict[str, int] = field(default_factory=dict)
+    past: list[int] = field(default_factory=list)
+    """Contexts in which the last committed tokens were chosen."""
 
     def view(self) -> RowView:
         return RowView(self.row_id, self.num_tokens, self.remaining, self.temperature)
@@ -190,12 +195,14 @@ class Simulator:
             same = next((i for i, (a, b) in enumerate(zip(fed, tokens, strict=False)) if a != b), None)
             row.seen[level] = row.num_tokens + (min(len(fed), len(tokens)) if same is None else same)
         for token in tokens:
+            row.past = [*row.past[1 - MOST_SCORED :], row.context]
             row.context = _mix(row.context, token)
         row.num_tokens += len(tokens)
         row.remaining -= len(tokens)
         self.tokens += len(tokens)
         trials = tuple(run.trials.get(row.row_id, ()))
-        return RowObservation(row.row_id, plan, trials, len(tokens), row.remaining <= 0)
+        scores = tuple(run.scores.get(row.row_id, ()))
+        return RowObservation(row.row_id, plan, trials, len(tokens), row.remaining <= 0, scores)
 
     def noisy(self) -> float:
         """A factor around 1, now and then an outlier."""
@@ -213,6 +220,7 @@ class _Run:
         self._pool = simulator.pool
         self.log: list[Forward] = []
         self.trials: dict[int, list[Trial]] = {}
+        self.scores: dict[int, list[Score]] = {}
         self.fed: dict[int, dict[str, list[int]]] = {}
         self.seconds = 0.0
 
@@ -253,6 +261,7 @@ class _Run:
             whole = [*hypothesis, *proposal]
             known = self.fed.setdefault(row.row_id, {}).get(model)
             if known is None:
+                self._score(model, row)
                 fed_tokens += row.num_tokens - min(row.seen.get(model, 0), row.num_tokens - 1) + len(whole)
             else:
                 same = next((i for i, (a, b) in enumerate(zip(known, whole, strict=False)) if a != b), len(known))
@@ -268,6 +277,13 @@ class _Run:
             Forward(model, len(rows), fed_tokens, context, self._pool.models[model].seconds(fed_tokens, context))
         )
         return verified
+
+    def _score(self, model: str, row: SimulatedRow) -> None:
+        """A model that catches up is compared with what has been committed."""
+        missed = row.past[-max(1, row.num_tokens - 1 - row.seen.get(model, 0)) :]
+        if model != self._pool.target and len(missed) >= LEAST_SCORED:
+            matched = sum(self._pool.choice(model, context, row.hardness) == 0 for context in missed)
+            self.scores.setdefault(row.row_id, []).append(Score(model, len(missed), matched))
 
     def _accepted(self, model: str, row: SimulatedRow, hypothesis: list[int], proposal: list[int]) -> list[int]:
         """The longest prefix of the proposal that the model would choose too, and its next choice."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -16,9 +16,12 @@ from specrouter_llm.errors import ModelFailure
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.sampling.choice import Segment, choose
-from specrouter_llm.scheduling.policy import Forward
+from specrouter_llm.scheduling.policy import Forward, Score
 from specrouter_llm.state.manager import StateManager, common_prefix
 from specrouter_llm.state.row import Row
+
+LEAST_SCORED, MOST_SCORED = 4, 16
+"""Tokens that a level which catches up is scored on. Fewer say little, and may be its own proposals of the last step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,38 @@ class Verification:
     """The level's logits held NaN or nothing finite where its first choice had to be made."""
     logits: Tensor | None = None
     """[num_proposed + 1, V], the raw logits behind the choices; kept on request."""
+    score: Score | None = None
+    """How the level's choices agree with the committed tokens that it lacked, if it had to catch up with some."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Test:
+    """What one row puts to a level."""
+
+    row: Row
+    hypothesis: Sequence[int]
+    proposal: Sequence[int]
+    scored: int
+    """Committed tokens whose choice is asked for too."""
+
+    @property
+    def context(self) -> list[int]:
+        return [*self.hypothesis, *self.proposal]
+
+    @property
+    def count(self) -> int:
+        """Choices to be made."""
+        return self.scored + len(self.proposal) + 1
+
+    def segment(self) -> Segment:
+        position = len(self.row.token_ids) + len(self.hypothesis) - self.scored
+        return Segment(self.row.sampler, position, self.context, self.count)
+
+    def score(self, level: str, choices: Sequence[int | None]) -> Score | None:
+        if not self.scored:
+            return None
+        committed = self.row.token_ids[-self.scored :]
+        return Score(level, self.scored, sum(a == b for a, b in zip(choices, committed, strict=False)))
 
 
 class VerifyProcessor:
@@ -59,24 +94,15 @@ class VerifyProcessor:
             ModelFailure: the forward raised; the lengths of all models are the caller's to restore.
         """
         started = time.perf_counter()
-        runner = self._runners[model]
-        tested = [
-            self._fitting(runner, row, hypothesis, proposal)
-            for row, hypothesis, proposal in zip(rows, hypotheses, proposals, strict=True)
-        ]
-        contexts = [[*hypothesis, *proposal] for hypothesis, proposal in zip(hypotheses, tested, strict=True)]
-        spans = [
-            self._state.span(model, row.slot, context, len(proposal) + 1)
-            for row, context, proposal in zip(rows, contexts, tested, strict=True)
-        ]
+        tests = [self._test(model, *each) for each in zip(rows, hypotheses, proposals, strict=True)]
+        spans = [self._state.span(model, test.row.slot, test.context, test.count) for test in tests]
         logits = self._forward(model, spans)
-        segments = [
-            Segment(row.sampler, len(row.token_ids) + len(hypothesis), context, len(proposal) + 1)
-            for row, hypothesis, context, proposal in zip(rows, hypotheses, contexts, tested, strict=True)
+        blocks = logits.split([test.count for test in tests]) if keep_logits else [None] * len(rows)
+        chosen = choose(logits, [test.segment() for test in tests])
+        verified = [
+            replace(_accept(test.proposal, choices[test.scored :], block), score=test.score(model, choices))
+            for test, choices, block in zip(tests, chosen, blocks, strict=True)
         ]
-        blocks = logits.split([segment.count for segment in segments]) if keep_logits else [None] * len(rows)
-        chosen = choose(logits, segments)
-        verified = [_accept(*each) for each in zip(tested, chosen, blocks, strict=True)]
         fed, context = sum(len(span.token_ids) for span in spans), sum(span.end for span in spans)
         log.append(Forward(model, len(rows), fed, context, time.perf_counter() - started))
         return verified
@@ -105,6 +131,22 @@ class VerifyProcessor:
         if spans:
             self._forward(model, spans)
         return max_tokens - left
+
+    def _test(self, model: str, row: Row, hypothesis: Sequence[int], proposal: Sequence[int]) -> _Test:
+        fitting = self._fitting(self._runners[model], row, hypothesis, proposal)
+        return _Test(row, hypothesis, fitting, 0 if hypothesis else self._num_scored(model, row))
+
+    def _num_scored(self, model: str, row: Row) -> int:
+        """Committed output tokens that the model lacks and whose choice it can be asked for in passing.
+
+        They are known, so they cost no step and are not censored: the best evidence of how alike two models are. None
+        while what a choice depends on beside the logits has moved on since.
+        """
+        if row.sampler.contextual:
+            return 0
+        known = max(self._state.num_valid(model, row.slot), row.num_prompt_tokens - 1)
+        missed = len(row.token_ids) - 1 - known
+        return min(missed, MOST_SCORED) if missed >= LEAST_SCORED else 0
 
     def _forward(self, model: str, spans: Sequence[Span]) -> Tensor:
         try:

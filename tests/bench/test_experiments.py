@@ -64,7 +64,7 @@ def test_rejection(models, texts):
         assert alone["target_steps"] == filled["target_steps"]
         assert filled["forwards_per_token"]["demo/middle"] < alone["forwards_per_token"]["demo/middle"]
     json.dumps(rows)
-    assert rejection.table(rows, label).row_count == len(rows)
+    assert rejection.table(rows).row_count == len(rows)
 
 
 def test_off(models, texts):

@@ -39,6 +39,7 @@ def test_a_command_keeps_no_folder():
     assert "specrouter bench off -d demo/draft --prompts PATH/q.jsonl" == command_line(typed)
     assert "specrouter --out=PATH/x.json ./y.json" == command_line(["specrouter", "--out=../up/x.json", "./y.json"])
     assert "specrouter PATH/z" == command_line(["specrouter", "~/z"])
+    assert "specrouter -w 'PATH/q.jsonl#rag'" == command_line(["specrouter", "-w", "/data/q.jsonl#rag"])
 
 
 def test_a_result_survives_the_disk(tmp_path):

@@ -50,7 +50,7 @@ def test_generate_prints_json_for_scripts(specrouter):
     answer = json.loads(out)
     assert answer["usage"]["completion_tokens"] <= 8
     assert set(answer["speculative_decoding"]) >= {"num_draft_tokens", "acceptance_histogram", "mean_acceptance_length"}
-    assert answer["guarantee"] == "near-tie"
+    assert answer["guarantee"] in {"bitwise", "near-tie"}  # the machine decides
 
 
 @pytest.mark.parametrize(

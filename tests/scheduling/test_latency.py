@@ -1,8 +1,12 @@
 """The latency model: interpolates what was measured, follows what it sees, is not thrown by an outlier."""
 
+import json
 import random
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.latency import GRID, LatencyModel
@@ -76,3 +80,27 @@ def test_rejects_empty_and_negative_samples():
     for points in ([], [(0, 1, 0.1)], [(1, 1, -0.1)]):
         with pytest.raises(InvalidParameterError):
             LatencyModel.fit({"m": points}, 0.0)
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+@given(tokens=st.integers(1, 10**7), context=st.integers(0, 10**5), rows=st.integers(1, 9))
+def test_one_number_is_as_good_as_an_array(learnt, tokens, context, rows):
+    """The scalar way, which every forward takes, and the arrays of a search are the same curve, corrected or not."""
+    model = fitted()
+    if learnt:
+        model.observe(Forward("m", 1, 3, 700, 0.05))
+        model.observe(Forward("new", 1, 2, 100, 0.02))
+    for level in ("m", "new") if learnt else ("m",):
+        alone = model.seconds(level, tokens, context, rows)
+        among = model._curves[level].at(np.array([1.0, tokens, 2.0 * tokens]), context, rows)
+        assert alone == pytest.approx(among[1], rel=1e-12)
+        assert among[0] <= among[1] <= among[2]
+
+
+@pytest.mark.parametrize(
+    "curve", [{"tokens": [], "base": [], "slope": []}, {"tokens": [1], "base": [1, 2], "slope": [0]}]
+)
+def test_a_file_with_a_broken_curve_is_refused(curve):
+    text = json.dumps({"version": 1, "overhead": 0.0, "curves": {"m": curve}})
+    with pytest.raises(InvalidParameterError, match="curve of 'm'"):
+        LatencyModel.from_json(text)

@@ -1,0 +1,45 @@
+"""Plots of results, written as PNG, SVG or PDF. matplotlib is optional: the extra `plots`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specrouter_llm.errors import InvalidParameterError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ENDINGS = (".png", ".svg", ".pdf")
+
+
+def check_plot(path: Path | None) -> None:
+    """Fails before a long run instead of after it.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        InvalidParameterError: the file's ending says no known format.
+    """
+    if path is None:
+        return
+    if path.suffix.lower() not in ENDINGS:
+        raise InvalidParameterError(f"a plot is written as one of {', '.join(ENDINGS)}, got {path.name!r}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise MissingDependencyError(
+            "plots need matplotlib: pip install 'specrouter-llm[plots]', or leave --plot out"
+        ) from None
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that no window belongs to."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure, making its folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=144)

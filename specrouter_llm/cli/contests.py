@@ -1,0 +1,195 @@
+"""`specrouter bench speed | batch | step`: times. The experiments are imported when they run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from specrouter_llm.cli.arguments import Device, Drafts, Dtype, Target, Widen
+from specrouter_llm.cli.experiment import Out, Plot, Seed, app, finish, progress_bar
+
+if TYPE_CHECKING:
+    from specrouter_llm.bench.contestants import Chain
+    from specrouter_llm.bench.workloads import Workload
+
+TargetOnly = Annotated[bool, typer.Option("--widen-target-only", help="Leave the drafters as they are.")]
+Chains = Annotated[
+    list[str] | None,
+    typer.Option("--chain", help="A static chain, lowest level first: ngram@8,demo/draft@4; may be repeated."),
+]
+NoChains = Annotated[bool, typer.Option("--no-chains", help="No static chains, unless --chain names some.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Tokens of every answer (64).")]
+Temperature = Annotated[float | None, typer.Option(help="0 is greedy; that of the workload by default.")]
+
+
+@app.command()
+def speed(
+    target: Target = "demo",
+    drafts: Drafts = None,
+    workloads: Annotated[
+        list[str] | None,
+        typer.Option("--workload", "-w", help="Built-in name, FILE or FILE#CATEGORY, or mix of all; may be repeated."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Prompts of each workload.")] = 8,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    chains: Chains = None,
+    no_chains: NoChains = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every window, and assisted generation at 2, 4, 8.")
+    ] = False,
+    peers: Annotated[
+        list[str] | None, typer.Option("--peer", help="generate, assisted, lookup or none; may be repeated (all).")
+    ] = None,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    widen: Widen = None,
+    widen_target_only: TargetOnly = False,
+    out: Out = None,
+    plot: Plot = None,
+) -> None:
+    """Plain decoding, static chains, the adaptive policy and transformers itself, on the same prompts in turn."""
+    from specrouter_llm.bench import speed as experiment
+    from specrouter_llm.bench.models import Models
+    from specrouter_llm.bench.plots import check_plot
+    from specrouter_llm.bench.texts import PROMPTS
+    from specrouter_llm.bench.workloads import MIX
+
+    check_plot(plot)
+    names = workloads or [*PROMPTS, MIX]
+    chosen = _workloads([name for name in names if name != MIX] or list(PROMPTS), limit, temperature, max_tokens)
+    with progress_bar(None) as advance:
+        labels, rows = experiment.measure(
+            Models.of(target, drafts, dtype, device, widen, target_only=widen_target_only),
+            chosen,
+            apart=names != [MIX],
+            mix=MIX in names,
+            chains=_chains(chains, no_chains),
+            peers=_peers(peers),
+            everything=everything,
+            seed=seed,
+            advance=advance,
+        )
+    settings = {"models": labels, "workloads": _described(chosen), "seed": seed, "dtype": dtype}
+    finish("speed", settings, rows, experiment.table(rows), out)
+    if plot is not None:
+        experiment.plot(rows, plot)
+
+
+@app.command()
+def batch(
+    target: Target = "demo",
+    drafts: Drafts = None,
+    workload: Annotated[str, typer.Option("--workload", "-w", help="Built-in name, FILE or FILE#CATEGORY.")] = "cot",
+    limit: Annotated[int, typer.Option(help="Prompts, which the batches repeat.")] = 32,
+    batches: Annotated[
+        list[int] | None, typer.Option("--batch", help="Rows decoded together; may be repeated (1 to 32).")
+    ] = None,
+    groups: Annotated[int, typer.Option(help="Batches of each size.")] = 3,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    chains: Chains = None,
+    no_chains: NoChains = False,
+    peer: Annotated[bool, typer.Option(help="Whether transformers' batched generate takes part.")] = True,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    device: Device = None,
+    widen: Widen = None,
+    widen_target_only: TargetOnly = False,
+    out: Out = None,
+    plot: Plot = None,
+) -> None:
+    """Tokens per second by batch size, and which chains the adaptive policy turns to."""
+    from specrouter_llm.bench import batch as experiment
+    from specrouter_llm.bench.models import Models
+    from specrouter_llm.bench.plots import check_plot
+
+    check_plot(plot)
+    (chosen,) = _workloads([workload], limit, temperature, max_tokens)
+    with progress_bar(None) as advance:
+        labels, rows = experiment.measure(
+            Models.of(target, drafts, dtype, device, widen, target_only=widen_target_only),
+            chosen,
+            batches=batches or experiment.SIZES,
+            groups=groups,
+            chains=_chains(chains, no_chains),
+            peer=peer,
+            seed=seed,
+            advance=advance,
+        )
+    settings = {"models": labels, "workloads": _described([chosen]), "seed": seed, "dtype": dtype}
+    finish("batch", settings, rows, experiment.table(rows), out)
+    if plot is not None:
+        experiment.plot(rows, plot)
+
+
+@app.command()
+def step(
+    target: Target = "demo",
+    tokens: Annotated[
+        list[int] | None, typer.Option("--tokens", help="Tokens of a forward; may be repeated (1, 2, 4, 8, 16).")
+    ] = None,
+    context: Annotated[int, typer.Option(help="Tokens before them.")] = 256,
+    rounds: Annotated[int, typer.Option(help="Alternating rounds.")] = 30,
+    peer: Annotated[bool, typer.Option(help="Whether transformers' forward takes part.")] = True,
+    dtype: Dtype = None,
+    device: Device = None,
+    widen: Widen = None,
+    out: Out = None,
+    plot: Plot = None,
+) -> None:
+    """What verifying n tokens costs over one, and a plain step against reading the weights once."""
+    from specrouter_llm.bench import step as experiment
+    from specrouter_llm.bench.models import Models
+    from specrouter_llm.bench.plots import check_plot
+
+    check_plot(plot)
+    with progress_bar(None) as advance:
+        floor, rows = experiment.measure(
+            Models.of(target, None, dtype, device, widen),
+            tokens=tokens or experiment.TOKENS,
+            context=context,
+            rounds=rounds,
+            peer=peer,
+            advance=advance,
+        )
+    finish("step", {**floor, "context": context, "rounds": rounds}, rows, experiment.table(rows), out)
+    typer.echo(
+        f"{floor['target']}: {floor['weight_bytes'] / 2**20:.0f} MiB of weights at {floor['read_gib_per_second']:.1f} GiB/s "
+        f"(sum of a {experiment.READ_BYTES / 2**20:.0f} MiB tensor, all threads): floor {floor['floor_ms']:.2f} ms"
+    )
+    if plot is not None:
+        experiment.plot(rows, plot)
+
+
+def _workloads(sources: list[str], limit: int, temperature: float | None, max_tokens: int | None) -> list[Workload]:
+    from specrouter_llm.bench.workloads import workload
+
+    return [workload(source, limit, temperature=temperature, max_tokens=max_tokens) for source in sources]
+
+
+def _described(workloads: list[Workload]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": each.name,
+            "prompts": len(each.prompts),
+            "temperature": each.temperature,
+            "max_tokens": each.max_tokens,
+        }
+        for each in workloads
+    ]
+
+
+def _chains(texts: list[str] | None, none: bool) -> list[Chain] | None:
+    """None leaves it to the experiment."""
+    from specrouter_llm.bench.contestants import Chain
+
+    return [Chain.parse(text) for text in texts or ()] if texts or none else None
+
+
+def _peers(names: list[str] | None) -> tuple[str, ...]:
+    from specrouter_llm.bench.peers import KINDS
+
+    return KINDS if not names else tuple(name for name in names if name != "none")

@@ -1,0 +1,36 @@
+"""`specrouter bench compare` and `specrouter report`: what is done with results that lie on the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from specrouter_llm.cli.experiment import app, show
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A result, as --out wrote it.")],
+    second: Annotated[Path, typer.Argument(help="Another one of the same experiment.")],
+) -> None:
+    """Two results of the same experiment side by side, a ratio for every figure."""
+    from specrouter_llm.bench import compare as comparison
+    from specrouter_llm.bench.experiments import read_result
+
+    show(comparison.table(comparison.compare(read_result(first), read_result(second))))
+
+
+def report(
+    out: Annotated[Path, typer.Argument(help="The page to write.")],
+    results: Annotated[list[Path], typer.Argument(help="Results, as --out wrote them.")],
+) -> None:
+    """Join results into one HTML page with tables, plots, machine and versions."""
+    from specrouter_llm.bench.experiments import read_result
+    from specrouter_llm.bench.report import page
+
+    text = page([(path.stem, read_result(path)) for path in results])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+    typer.echo(f"{out}: {len(results)} results")
