@@ -2,6 +2,7 @@
 
 It runs offline as it is, on the embedded family, whose skill is small: it would not choose a call by itself.
 
+    pip install langchain
     python examples/langchain_agent.py --model path/to/model
 """
 

@@ -112,11 +112,13 @@ class ObjectScanner:
 class CallReader:
     """Reads one call: `name` and `arguments` grow while the text arrives."""
 
-    def __init__(self, name_key: str) -> None:
-        self.name: str | None = None
+    def __init__(self, name_key: str, name: str | None = None) -> None:
+        """With a `name` the object is the arguments; else it holds the name, under `name_key`, and the arguments."""
+        self.name = name
         self.recognised = False
         """Whether the text so far has a name and the beginning of its arguments."""
         self._name_key = name_key
+        self._all_arguments = name is not None
         self._scanner = ObjectScanner()
         self._raw: list[str] = []
         self._arguments: list[str] = []
@@ -161,16 +163,23 @@ class CallReader:
         self._raw.append(char)
         scanner = self._scanner
         of_value = scanner.feed(char)
+        if self._all_arguments:
+            self._take_argument(char)
+            if scanner.done:
+                _loads(self.raw, "the arguments")
+            return
         if self.name is None and self._name_key in scanner.values:
             self._read_name(scanner.values[self._name_key])
-        if scanner.key in ARGUMENT_KEYS and of_value:
-            if self.name is not None and of_value == "{" and scanner.at_value_start:
-                self.recognised = True
-            if self.recognised:
-                self._arguments.append(of_value)
-                self._num_read = len(self._raw)
+        begins = self.name is not None and of_value == "{" and scanner.at_value_start
+        if scanner.key in ARGUMENT_KEYS and of_value and (self.recognised or begins):
+            self._take_argument(of_value)
         if scanner.done:
             self._finish()
+
+    def _take_argument(self, text: str) -> None:
+        self.recognised = True
+        self._arguments.append(text)
+        self._num_read = len(self._raw)
 
     def _finish(self) -> None:
         if self.name is None:

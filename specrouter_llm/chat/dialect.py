@@ -40,7 +40,7 @@ class Dialect:
     @property
     def markers(self) -> tuple[str, ...]:
         """Texts that the parser looks for, and that must not be swallowed where they are special tokens."""
-        return tuple(m for m in (self.tool_format.begin, self.tool_format.end, THINK, END_THINK) if m in self.token_ids)
+        return tuple(marker for marker in (*self.tool_format.markers, THINK, END_THINK) if marker in self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)

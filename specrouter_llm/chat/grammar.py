@@ -14,36 +14,58 @@ from specrouter_llm.chat.tool_formats import ToolFormat
 from specrouter_llm.chat.tools import Tool, closed
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.sampling.structured import StructuredOutput
+from specrouter_llm.structured.backend import check_schema
 
 Rules = dict[str, str]
 
 
 def call_rules(tool_format: ToolFormat, tools: Sequence[Tool], token_ids: Mapping[str, int], *, many: bool) -> Rules:
-    """`calls`: one call of one of the tools, or several if `many`, and nothing else.
+    """`calls`: one call of one of the tools, or several if `many`, and nothing else; `begun`: all of it behind the begin
+    marker of the first.
 
     `token_ids` of the vocabulary's added tokens: a marker among them is one token, else it is text.
     """
 
-    def marker(text: str) -> str:
-        return f"<[{token_ids[text]}]>" if text in token_ids else _quoted(text)
+    def marker(text: str) -> list[str]:
+        if not text:
+            return []
+        return [f"<[{token_ids[text]}]>" if text in token_ids else _quoted(text)]
 
     form = tool_format
-    begin = [] if form.begin_is_optional or not form.begin else [marker(form.begin)]
-    end = [marker(form.end)] if form.end else []
+    begin = [] if form.begin_is_optional else marker(form.begin)
     gap = [_quoted(form.gap)] if form.gap else []
-    more = f" ({_quoted(form.separator)} call)*" if many and form.layout != "single" else ""
-    objects = {f"object_{i}": _object(form, tool) for i, tool in enumerate(tools)}
+    separator = [_quoted(form.separator)] if form.separator else []
+    more = f" ({' '.join([*separator, 'call'])})*" if many and form.layout != "single" else ""
+    objects = {f"object_{i}": _object(form, tool, marker(form.name_end)) for i, tool in enumerate(tools)}
     rules = {"object": " | ".join(objects), **objects}
     if form.layout == "list":
-        return {"calls": " ".join([*begin, f'" "? "[" call{more} "]"']), "call": "object", **rules}
-    return {"calls": f"call{more}", "call": " ".join([*begin, *gap, "object", *gap, *end]), **rules}
+        return {"calls": " ".join([*begin, "begun"]), "begun": f'" "? "[" call{more} "]"', "call": "object", **rules}
+    inner = " ".join([*gap, "object", *gap, *marker(form.end)])
+    return {"calls": f"call{more}", "begun": f"{inner}{more}", "call": " ".join([*begin, inner]), **rules}
 
 
-def _object(form: ToolFormat, tool: Tool) -> str:
+def enforceable(tool: Tool) -> Tool:
+    """The tool, its arguments any JSON object if its schema cannot be enforced."""
+    try:
+        check_tool(tool)
+    except InvalidParameterError:
+        return Tool(tool.name, {"type": "object"})
+    return tool
+
+
+def check_tool(tool: Tool) -> None:
+    """Raises UnsupportedSchemaError, or InvalidParameterError, if a model cannot be held to a tool's parameters."""
+    check_schema(closed(tool.parameters), f"the parameters of tool {tool.name!r}")
+
+
+def _object(form: ToolFormat, tool: Tool, name_end: list[str]) -> str:
     # The spelling of Python's json.dumps, which is what templates print and models are trained on.
-    head = f'{{"{form.name_key}": {_quoted(tool.name)}, "{form.arguments_key}": '
     style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    return f'{_quoted(head)} %json {json.dumps({"x-guidance": style, **closed(tool.parameters)})} "}}"'
+    arguments = f"%json {json.dumps({'x-guidance': style, **closed(tool.parameters)})}"
+    if name_end:
+        return " ".join([_quoted(tool.name), *name_end, arguments])
+    head = f'{{"{form.name_key}": {_quoted(tool.name)}, "{form.arguments_key}": '
+    return f'{_quoted(head)} {arguments} "}}"'
 
 
 def response_format(given: StructuredOutput | Mapping[str, Any] | None) -> StructuredOutput | None:
@@ -74,8 +96,7 @@ def final_answer(form: StructuredOutput) -> Rules:
         style = {"whitespace_flexible": form.whitespace}
         return {"final": f"%json {json.dumps({'x-guidance': style, **form.json_schema})}"}
     if form.regex is not None:
-        escaped = re.sub(r"(\\.)|(/)", lambda found: found[1] or r"\/", form.regex, flags=re.DOTALL)
-        return {"final": f"/{escaped}/"}
+        return {"final": _slashed(form.regex)}
     if form.choice is not None:
         return {"final": " | ".join(_quoted(text) for text in form.choice)}
     raise InvalidParameterError(
@@ -86,6 +107,11 @@ def final_answer(form: StructuredOutput) -> Rules:
 def grammar(rules: Rules) -> str:
     """The rules as the text of one grammar."""
     return "\n".join(f"{name}: {body}" for name, body in rules.items())
+
+
+def _slashed(regex: str) -> str:
+    """A regular expression as a literal of the grammar: slashes and line ends that are not escaped yet are."""
+    return "/" + re.sub(r"\\.|/|\n", lambda m: {"/": r"\/", "\n": r"\n"}.get(m[0], m[0]), regex, flags=re.DOTALL) + "/"
 
 
 def _quoted(text: str) -> str:

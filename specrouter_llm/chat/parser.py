@@ -5,7 +5,8 @@ Characters are taken in one by one, so the result cannot depend on how the text 
     text ──"<think>"──> reasoning ──"</think>"──> text ──begin──> gap ──"{"──> call ──"}"──> text
                                                                     └──────────┴─malformed─> broken ──end──> text
 
-White space directly before and after a marker belongs to the marker.
+In formats with a name before the JSON object, the name comes before the gap. White space directly before and after a
+marker belongs to the marker.
 """
 
 from __future__ import annotations
@@ -59,9 +60,13 @@ class ReplyParser:
         self._at_start = True
         """Whether nothing but white space and calls has come since the answer began."""
         self._skip_space = thinking
+        self._space: list[str] = []
+        """White space before a marker, perhaps."""
         self._held = ""
-        """White space and the beginning of a marker, perhaps."""
-        self._call = _OpenCall("name")
+        """The beginning of a marker, perhaps, or of a name before its end."""
+        self._rest: list[str] = []
+        """What follows the mistake in a malformed call."""
+        self._call = _OpenCall(CallReader("name"))
         self._in_list = False
         self._content: list[str] = []
         self._thoughts: list[str] = []
@@ -77,20 +82,21 @@ class ReplyParser:
         """The rest, when there is no more text. A call that is not complete is a malformed one."""
         if self._state == self._call_text and self._call.tentative:
             self._release_call()
-        elif self._state == self._call_text or (self._state == self._gap and not (self._in_list and self.tool_calls)):
+        elif self._state in (self._call_text, self._name):
+            self._break("the text ended within the call", self._held)
+        elif self._state == self._gap and not (self._in_list and self.tool_calls):
             self._break("the text ended within the call")
         if self._state == self._broken:
-            self._close_broken(self._held)
+            self._close_broken("".join(self._rest))
         elif not self._half_an_end():
-            self._emit(self._held)
-        self._held = ""
+            self._emit("".join(self._space) + self._held)
+        self._space, self._held = [], ""
         return self._take()
 
     def _half_an_end(self) -> bool:
         """Whether the text was cut within the end marker of a call."""
         end = self._format.end if self._format is not None else ""
-        held = self._held.strip()
-        return bool(held and self.tool_calls and self._skip_space and end.startswith(held))
+        return bool(self._held and self.tool_calls and self._skip_space and end.startswith(self._held))
 
     # ---------------------------------------------------------------- text and reasoning
 
@@ -104,10 +110,10 @@ class ReplyParser:
             self._skip_space = True
         else:
             bare = marker == "{"
-            self._open(self._held if bare else "", tentative=bare)
+            self._open("".join(self._space) if bare else "", tentative=bare)
             if bare:
                 self._call_text("{")
-        self._held = ""
+        self._space = []
 
     def _text_markers(self) -> tuple[str, ...]:
         markers = [THINK] if self._may_think and self._at_start and not self.tool_calls else []
@@ -119,24 +125,26 @@ class ReplyParser:
 
     def _reasoning(self, char: str) -> None:
         if self._marker_after(char, (END_THINK,)) is not None:
-            self._state, self._held = self._text, ""
+            self._state, self._space = self._text, []
             self._may_think, self._skip_space = False, True
 
     def _marker_after(self, char: str, markers: tuple[str, ...]) -> str | None:
         """The marker that `char` completes. Text that cannot become part of one is emitted, the rest is held."""
-        self._held += char
-        if self._skip_space and self._held.isspace():
-            self._held = ""
+        if char.isspace() and not self._held and (markers or self._skip_space):
+            if not self._skip_space:
+                self._space.append(char)
             return None
-        body = self._held.lstrip()
-        if body in markers:
-            self._held = self._held[: -len(body)]
-            return body
+        self._held += char
+        if self._held in markers:
+            marker, self._held = self._held, ""
+            return marker
         free = _num_free(self._held, markers)
         if free:
             self._skip_space = False
-            self._emit(self._held[:free])
-            self._held = self._held[free:]
+            self._emit("".join(self._space) + self._held[:free])
+            self._space, self._held = list(self._held[free:]), ""
+            while self._space and not self._space[-1].isspace():
+                self._held = self._space.pop() + self._held
         return None
 
     def _emit(self, text: str) -> None:
@@ -152,8 +160,20 @@ class ReplyParser:
 
     def _open(self, before: str = "", *, tentative: bool = False) -> None:
         assert self._format is not None
-        self._call = _OpenCall(self._format.name_key, before, tentative)
-        self._state = self._call_text if tentative else self._gap
+        self._call = _OpenCall(CallReader(self._format.name_key), before, tentative)
+        self._state = self._call_text if tentative else self._name if self._format.name_end else self._gap
+
+    def _name(self, char: str) -> None:
+        """Between a begin marker and the end of the name, where the name stands before the JSON object."""
+        assert self._format is not None
+        self._held += char
+        if self._held.endswith(self._format.name_end):
+            name = self._held.removesuffix(self._format.name_end).strip()
+            if name:
+                self._call = _OpenCall(CallReader(self._format.name_key, name))
+                self._state, self._held = self._gap, ""
+        elif char in "{\n" and self._held.strip():
+            self._break(f"expected a name and {self._format.name_end}", self._held)
 
     def _gap(self, char: str) -> None:
         """Between a begin marker and the JSON object, and between the objects of a list."""
@@ -168,8 +188,7 @@ class ReplyParser:
         elif char == "]" and self._in_list:
             self._end_calls()
         elif char != "," or not self._in_list:
-            self._break(f"expected a JSON object, got {char!r}")
-            self._held = char
+            self._break(f"expected a JSON object, got {char!r}", char)
 
     def _call_text(self, char: str) -> None:
         call, reader = self._call, self._call.reader
@@ -214,23 +233,23 @@ class ReplyParser:
         self._emit(self._call.before + self._call.reader.raw)
         self._at_start = False
 
-    def _break(self, reason: str) -> None:
+    def _break(self, reason: str, rest: str = "") -> None:
         self._call.error = reason
-        self._state, self._held = self._broken, ""
+        self._state, self._held, self._rest = self._broken, "", list(rest)
 
     def _broken(self, char: str) -> None:
         """Everything up to the end marker belongs to the malformed call; without one, everything."""
-        self._held += char
+        self._rest.append(char)
         end = self._format.end if self._format is not None else ""
-        if end and self._held.endswith(end):
-            self._close_broken(self._held[: -len(end)])
+        if char == end[-1:] and "".join(self._rest[-len(end) :]) == end:
+            self._close_broken("".join(self._rest[: -len(end)]))
             self._end_calls()
 
     def _close_broken(self, rest: str) -> None:
         self._call.reader.give_up(rest)
         self._pass_on()
         self._finish_call()
-        self._held = ""
+        self._rest = []
 
     def _pass_on(self) -> None:
         """The new text of the arguments as a delta; name and id with the first."""
@@ -256,8 +275,8 @@ class ReplyParser:
 class _OpenCall:
     """The call that is being read."""
 
-    def __init__(self, name_key: str, before: str = "", tentative: bool = False) -> None:
-        self.reader = CallReader(name_key)
+    def __init__(self, reader: CallReader, before: str = "", tentative: bool = False) -> None:
+        self.reader = reader
         self.before = before
         """White space before a call without a begin marker."""
         self.tentative = tentative
@@ -269,7 +288,7 @@ class _OpenCall:
 
 
 def _num_free(held: str, markers: tuple[str, ...]) -> int:
-    """Characters at the beginning of `held` that are neither part of a marker to come nor white space before one."""
+    """Characters at the beginning of a text that are neither part of a marker to come nor white space before one."""
     for start in range(len(held) if markers else 0):
         body = held[start:].lstrip()
         if not body or any(marker.startswith(body) for marker in markers):

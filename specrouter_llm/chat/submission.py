@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from specrouter_llm.chat.dialect import Dialect, Thinking
-from specrouter_llm.chat.grammar import Rules, call_rules, final_answer, grammar, response_format
+from specrouter_llm.chat.grammar import (
+    Rules,
+    call_rules,
+    check_tool,
+    enforceable,
+    final_answer,
+    grammar,
+    response_format,
+)
 from specrouter_llm.chat.handle import ChatHandle
 from specrouter_llm.chat.messages import explain_tools, rendered, template_messages
 from specrouter_llm.chat.parser import END_THINK, ReplyParser
@@ -14,12 +22,13 @@ from specrouter_llm.chat.request import ChatRequest
 from specrouter_llm.chat.tools import Tool, checked_tools
 from specrouter_llm.chat.tracing import chat_span, describe
 from specrouter_llm.chat.values import ChatResult, ModelInfo
-from specrouter_llm.errors import InvalidParameterError
+from specrouter_llm.errors import InvalidParameterError, MissingDependencyError
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.sampling.structured import StructuredOutput
 from specrouter_llm.types import Completion
 
 if TYPE_CHECKING:
+    from specrouter_llm.engine.handle import Handle
     from specrouter_llm.engine.spec_router import SpecRouter
 
 
@@ -73,13 +82,9 @@ class _Chat:
         self._thinking = Thinking.after(self.prompt_ids, engine.tokenizer, self._dialect)
 
     def submit(self) -> ChatHandle:
-        structured = self._constraint()
-        params = self._params if structured is None else self._params.replace(structured=structured)
-        span = chat_span(self._engine.target, params)
+        span = chat_span(self._engine.target, self._params)
         try:
-            handle = self._engine.submit(
-                self.prompt_ids, params, keep_special_tokens=self._dialect.markers, **self._request.options
-            )
+            handle = self._queued()
         except BaseException as error:
             span.end(error)
             raise
@@ -90,6 +95,20 @@ class _Chat:
             span.end(error)
 
         return ChatHandle(handle, self._parser, self._reasoning_tokens, on_end)
+
+    def _queued(self) -> Handle:
+        if self._may_call_freely():
+            try:
+                return self._queue(self._calls_once_begun())
+            except (InvalidParameterError, MissingDependencyError):
+                pass  # No grammar can be had here: the model is free, and the parser says what is wrong with its calls.
+        return self._queue(self._constraint())
+
+    def _queue(self, structured: StructuredOutput | None) -> Handle:
+        params = self._params if structured is None else self._params.replace(structured=structured)
+        return self._engine.submit(
+            self.prompt_ids, params, keep_special_tokens=self._dialect.markers, **self._request.options
+        )
 
     # ---------------------------------------------------------------- the prompt
 
@@ -129,12 +148,29 @@ class _Chat:
         return StructuredOutput(lark=grammar({"start": f"{space}({start})", **rules}), after=after)
 
     def _calls(self) -> Rules:
-        """The rules for calls, if there have to be any, or may be instead of a form."""
+        """The rules for calls, if there have to be any, or may be instead of a form. Raises UnsupportedSchemaError."""
         if self._choice == "none" or (self._choice == "auto" and self._form is None):
             return {}
         named = [tool for tool in self._tools if tool.name == self._choice]
-        many = self._request.parallel_tool_calls and not named
-        return call_rules(self._dialect.tool_format, named or self._tools, self._dialect.token_ids, many=many)
+        for tool in named or self._tools:
+            check_tool(tool)
+        return self._rules(named or self._tools, many=self._request.parallel_tool_calls and not named)
+
+    def _may_call_freely(self) -> bool:
+        """Whether the model decides about calls, and shows by a marker that it has."""
+        free = self._choice == "auto" and self._form is None
+        # In a think block a marker is nothing but a thought.
+        return free and bool(self._dialect.tool_format.begin) and not self._thinking.expected
+
+    def _calls_once_begun(self) -> StructuredOutput:
+        """Free text; but a call that has begun is one of the tools', and so are those behind it."""
+        rules = self._rules([enforceable(tool) for tool in self._tools], many=self._request.parallel_tool_calls)
+        return StructuredOutput(
+            lark=grammar({"start": "begun", **rules}), after=self._dialect.tool_format.begin, optional=True
+        )
+
+    def _rules(self, tools: Sequence[Tool], *, many: bool) -> Rules:
+        return call_rules(self._dialect.tool_format, tools, self._dialect.token_ids, many=many)
 
     # ---------------------------------------------------------------- reading the answer
 

@@ -3,9 +3,10 @@
     cache of a member = slots x tokens x (bytes per token and slot)
     bytes per token   = layers x (key heads x key size + value heads x value size) x bytes of one number
 
-Caches are stored in multiples of `STORAGE_STEP` tokens. A member's cache is never longer than its own context. Runner
-buffers (packed weights' temporary copies, CUDA graphs, activations) are not in the sum: they are what the 10 % of the
-default budget are for.
+Caches are stored in multiples of `STORAGE_STEP` tokens. A member's cache is never longer than its own context. A packed
+copy is what a runner packs and its model keeps as well: a matrix tied to the embedding, all of them in a model that the
+caller loaded. Runner buffers (CUDA graphs, activations) are not in the sum: they are what the 10 % of the default budget
+are for.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class MemberNeeds:
     cache_bytes_per_token: int
     """Bytes per token and slot, over all layers."""
     context_length: int
+    packed_bytes: int = 0
+    """Packed weights that lie beside the plain ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class MemberMemory:
     """Bytes per token and slot."""
     cache_tokens: int
     """Stored tokens per slot: a multiple of STORAGE_STEP."""
+    packed_bytes: int = 0
+    """Packed weights beside the plain ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +74,14 @@ class MemoryReport:
     @property
     def total(self) -> int:
         """Bytes of all weights and caches."""
-        return sum(member.weight_bytes + self.cache_bytes(member) for member in self.members)
+        return sum(member.weight_bytes + member.packed_bytes + self.cache_bytes(member) for member in self.members)
 
     def __str__(self) -> str:
         rows: list[tuple[str, str, int]] = []
         for member in self.members:
             rows.append((f"{member.name} weights", "", member.weight_bytes))
+            if member.packed_bytes:
+                rows.append((f"{member.name} packed copy", "", member.packed_bytes))
             factors = f"{self.slots} slots x {member.cache_tokens} tokens x {member.cache_bytes_per_token} B ="
             rows.append((f"{member.name} cache", factors, self.cache_bytes(member)))
         rows += [("total", "", self.total), ("budget", "", self.budget)]
@@ -169,6 +176,7 @@ def _report(needs: Iterable[MemberNeeds], slots: int, context: int, budget: int)
             weight_bytes=need.weight_bytes,
             cache_bytes_per_token=need.cache_bytes_per_token,
             cache_tokens=_stored(min(context, need.context_length)),
+            packed_bytes=need.packed_bytes,
         )
         for need in needs
     )
@@ -181,7 +189,7 @@ def _stored(tokens: int) -> int:
 
 
 def _too_large(group: Sequence[MemberNeeds], report: MemoryReport, what: str) -> str:
-    weights = sum(need.weight_bytes for need in group)
+    weights = sum(need.weight_bytes + need.packed_bytes for need in group)
     hints = [f"raise memory_budget to {report.total} bytes"]
     per_slot = (report.total - weights) // report.slots
     rows = (report.budget - weights) // per_slot if weights < report.budget else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ class Defaults:
     dtype: str | torch.dtype | None = None
     quantization_config: Any = None
     revision: str | None = None
+    packed_copy: Callable[[PreTrainedModel, bool], int] | None = None
+    """Bytes of packed weights beside a model's own: of (the model, on `meta` if need be; whether the caller keeps it)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,10 @@ def _prepare_checkpoint(spec: ModelSpec, placement: Placement, defaults: Default
     # Weights that are stored quantised have their size on disk; those quantised while loading have not.
     weights = count_weights(empty, asked or stored, checkpoint.weight_files if stored is not None else ())
     tokenizer = spec.tokenizer if spec.tokenizer is not None else load_tokenizer(checkpoint)
-    return _prepared(spec, name, final, dtype, plan, weights, tokenizer, checkpoint=checkpoint, stored_config=config)
+    packed = 0 if quantized else _packed_copy(defaults, empty, plan, keep=False)
+    return _prepared(
+        spec, name, final, dtype, plan, weights, tokenizer, packed, checkpoint=checkpoint, stored_config=config
+    )
 
 
 def _load_plan(
@@ -119,14 +125,22 @@ def _prepare_loaded(spec: ModelSpec, placement: Placement, defaults: Defaults, *
     _require_as_asked(name, spec, model, defaults)
     device = "" if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1 else str(model.device)
     _require_device(name, model, placement, device)
-    config, count = model.config, count_weights(model)
+    config, shape = model.config, model
     if spec.widen is not None:
         config = widened_config(model.config, spec.widen)
-        count = count_weights(empty_model(config, type(model), model.dtype))
+        shape = empty_model(config, type(model), model.dtype)
     plan = LoadPlan(dtype=model.dtype, device=device or None)
+    packed = _packed_copy(defaults, shape, plan, keep=spec.widen is None)
     return _prepared(
-        spec, name, config, model.dtype, plan, count, spec.tokenizer, model=model, stored_config=model.config
-    )
+        spec, name, config, model.dtype, plan, count_weights(shape), spec.tokenizer, packed, model=model,
+        stored_config=model.config,
+    )  # fmt: skip
+
+
+def _packed_copy(defaults: Defaults, shape: PreTrainedModel, plan: LoadPlan, *, keep: bool) -> int:
+    """Bytes of packed weights beside a member's own; only a CPU packs them."""
+    on_cpu = plan.device is not None and torch.device(plan.device).type == "cpu"
+    return defaults.packed_copy(shape, keep) if on_cpu and defaults.packed_copy is not None else 0
 
 
 def _require_as_asked(name: str, spec: ModelSpec, model: Any, defaults: Defaults) -> None:
@@ -161,6 +175,7 @@ def _prepared(
     plan: LoadPlan,
     weights: WeightCount,
     tokenizer: PreTrainedTokenizerBase | None,
+    packed_bytes: int,
     *,
     stored_config: PreTrainedConfig,
     model: PreTrainedModel | None = None,
@@ -176,6 +191,7 @@ def _prepared(
         weight_bytes=weights.num_bytes,
         cache_bytes_per_token=cache_bytes_per_token(config, dtype.itemsize),
         context_length=context,
+        packed_bytes=packed_bytes,
     )
     return Prepared(
         name=name,

@@ -7,7 +7,7 @@ cache's `update` returned (the whole slabs) and the `spec` keyword of the forwar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -59,8 +59,31 @@ def _pieces(spans: Sequence[Span]) -> list[Piece]:
     return pieces
 
 
+class AttentionContext(Protocol):
+    """Where each row of a packed forward lies, and how its attention is computed.
+
+    Deliberately without a `.to`: accelerate's hooks must pass it through.
+    """
+
+    def write_index(self, device: torch.device) -> Tensor:
+        """Flat positions [N] in a slab seen as [slots * capacity, ...]."""
+        ...
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """[Hq, N, D] over slabs [slots, capacity, Hk, D] -> [N, Hq, Dv]."""
+        ...
+
+
 class RaggedContext:
-    """Where each row of a packed forward lies. Deliberately without a `.to`: accelerate's hooks must pass it through."""
+    """Rows of any length, known on the host: scaled_dot_product_attention piece by piece, on any device."""
 
     def __init__(self, spans: Sequence[Span], capacity: int) -> None:
         self.pieces = _pieces(spans)
@@ -70,7 +93,6 @@ class RaggedContext:
         self._masks: dict[tuple[Piece, int, int | None, torch.device, torch.dtype], Tensor] = {}
 
     def write_index(self, device: torch.device) -> Tensor:
-        """Flat positions [N] in a slab seen as [slots * capacity, ...]."""
         if device not in self._on_device:
             self._on_device[device] = self._write_index.to(device)
         return self._on_device[device]
@@ -81,6 +103,33 @@ class RaggedContext:
         if key not in self._masks:
             self._masks[key] = _additive_mask(piece, group, window, query)
         return self._masks[key]
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """Every query runs over its own context only, rounded to EXTENT_STEP, so its neighbours cannot reach its bits.
+
+        Query heads that share a key head are folded into query rows.
+        """
+        heads, key_heads = query.shape[0], key.shape[2]
+        group = heads // key_heads
+        output = query.new_empty(query.shape[1], heads, value.shape[3])
+        for piece in self.pieces:
+            slot, offset, _, count, extent = piece
+            folded = query[:, offset : offset + count].reshape(key_heads, group * count, -1)
+            folded = F.pad(folded, (0, 0, 0, -folded.shape[1] % _ROW_STEP))
+            keys = key[slot, :extent].transpose(0, 1)
+            values = value[slot, :extent].transpose(0, 1)
+            mask = self.mask(piece, group, window, query)
+            attended = _attend(folded, keys, values, mask, scaling, softcap)[:, : group * count]
+            output[offset : offset + count] = attended.reshape(heads, count, -1).transpose(0, 1)
+        return output
 
 
 def _additive_mask(piece: Piece, group: int, window: int | None, query: Tensor) -> Tensor:
@@ -103,42 +152,13 @@ def ragged_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    spec: RaggedContext | None = None,
+    spec: AttentionContext | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of packed queries [1, Hq, N, D] over slabs [slots, capacity, Hk, D]; returns ([1, N, Hq, Dv], None).
-
-    Every query runs over its own context only, rounded to EXTENT_STEP, so nothing about its neighbours can reach its bits.
-    Query heads that share a key head are folded into query rows.
-    """
+    """Attention of packed queries [1, Hq, N, D] over slabs [slots, capacity, Hk, D]; returns ([1, N, Hq, Dv], None)."""
     if spec is None:
         raise RuntimeError("a model prepared for SpecRouter was called outside of its runner")
-    return attend(query[0], key, value, spec, scaling, sliding_window, softcap)[None], None
-
-
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    spec: RaggedContext,
-    scaling: float | None,
-    window: int | None = None,
-    softcap: float | None = None,
-) -> Tensor:
-    """`ragged_attention` without the batch dimension: [Hq, N, D] over slabs -> [N, Hq, Dv]."""
-    heads, key_heads = query.shape[0], key.shape[2]
-    group = heads // key_heads
-    output = query.new_empty(query.shape[1], heads, value.shape[3])
-    for piece in spec.pieces:
-        slot, offset, _, count, extent = piece
-        folded = query[:, offset : offset + count].reshape(key_heads, group * count, -1)
-        folded = F.pad(folded, (0, 0, 0, -folded.shape[1] % _ROW_STEP))
-        keys = key[slot, :extent].transpose(0, 1)
-        values = value[slot, :extent].transpose(0, 1)
-        mask = spec.mask(piece, group, window, query)
-        attended = _attend(folded, keys, values, mask, scaling, softcap)[:, : group * count]
-        output[offset : offset + count] = attended.reshape(heads, count, -1).transpose(0, 1)
-    return output
+    return spec.attend(query[0], key, value, scaling, sliding_window, softcap)[None], None
 
 
 def _attend(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from specrouter_llm.runtime.attention import STORAGE_STEP, RaggedContext, rounded_up
+from specrouter_llm.runtime.attention import STORAGE_STEP, AttentionContext, RaggedContext, rounded_up
 from specrouter_llm.runtime.batch import Span
 
 
@@ -31,12 +31,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyp
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Zeros, not empty memory: what lies behind the mask must be finite."""
-        self.keys = self._slab(key_states)
-        self.values = self._slab(value_states)
-
-    def _slab(self, states: Tensor) -> Tensor:
-        shape = (self._cache.num_slots, self._cache.capacity, *states.shape[1:])
-        return torch.zeros(shape, dtype=states.dtype, device=states.device)
+        self._key_rows, self.keys = self._cache.slab(key_states)
+        self._value_rows, self.values = self._cache.slab(value_states)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Writes [1, heads, N, size] at the positions of the current forward; returns the whole slabs."""
@@ -55,8 +51,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyp
         index = context.write_index(keys.device)
         if self is self._cache.layers[-1]:
             self._cache.mark(keys, index)
-        self.keys.flatten(0, 1).index_copy_(0, index, _finite(keys))
-        self.values.flatten(0, 1).index_copy_(0, index, _finite(values))
+        self._key_rows.index_copy_(0, index, _finite(keys))
+        self._value_rows.index_copy_(0, index, _finite(values))
         return self.keys, self.values
 
     def grow(self, capacity: int, used: Sequence[int]) -> None:
@@ -64,7 +60,9 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyp
         if self.keys is None:
             return
         self.keys = _grown(self.keys, capacity, used)
+        self._key_rows = self.keys.flatten(0, 1)
         self.values = _grown(self.values, capacity, used)
+        self._value_rows = self.values.flatten(0, 1)
 
     def get_mask_sizes(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         return self._cache.capacity, 0
@@ -90,11 +88,16 @@ def _grown(slab: Tensor, capacity: int, used: Sequence[int]) -> Tensor:
 class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
     """All layers of one model's cache."""
 
-    def __init__(self, num_layers: int, num_slots: int, max_length: int) -> None:
+    def __init__(self, num_layers: int, num_slots: int, max_length: int, *, trash: int = 0) -> None:
+        """`trash` rows behind each slab take what tokens that only pad a batch write; nothing reads them.
+
+        A cache with trash has its full capacity from the start and never moves: graphs hold its addresses.
+        """
         self.num_slots = num_slots
         self.max_length = max_length
-        self.capacity = STORAGE_STEP
-        self.context: RaggedContext | None = None
+        self.trash = trash
+        self.capacity = rounded_up(max_length, STORAGE_STEP) if trash else STORAGE_STEP
+        self.context: AttentionContext | None = None
         self._used = [0] * num_slots
         self._broken: Tensor | None = None
         """[slots, capacity]: positions whose keys and values were not finite, and are stored as zeros."""
@@ -111,32 +114,53 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
             layer.grow(capacity, self._used)
         if self._broken is not None:
             self._broken = _grown(self._broken, capacity, self._used)
+            self._broken_rows = self._broken.flatten()
         self.capacity = capacity
 
-    def begin(self, spans: Sequence[Span]) -> RaggedContext:
-        """Prepares one forward over `spans`."""
+    def slab(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Zeros for states [N, ...]: rows [slots * capacity + trash, ...], and all but the trash as [slots, capacity, ...]."""
+        number = self.num_slots * self.capacity
+        rows = torch.zeros((number + self.trash, *like.shape[1:]), dtype=like.dtype, device=like.device)
+        return rows, rows[:number].unflatten(0, (self.num_slots, self.capacity))
+
+    def expect(self, spans: Sequence[Span]) -> None:
+        """Makes room for what a forward is going to write."""
         self.reserve(max(span.end for span in spans))
         for span in spans:
             self._used[span.slot] = max(self._used[span.slot], span.end)
-        self.context = RaggedContext(spans, self.capacity)
-        return self.context
+
+    def begin(self, spans: Sequence[Span]) -> RaggedContext:
+        """Prepares one forward over `spans`."""
+        self.expect(spans)
+        context = RaggedContext(spans, self.capacity)
+        self.context = context
+        return context
 
     def mark(self, keys: Tensor, index: Tensor) -> None:
         """Notes which of the tokens just written are broken, from the last layer's keys [N, heads, size].
 
         A token that is not finite anywhere below is not finite here: the residual stream carries it up.
         """
+        broken = ~keys.isfinite().all(dim=2).all(dim=1)
         if self._broken is None:
-            self._broken = torch.zeros(self.num_slots, self.capacity, dtype=torch.bool, device=keys.device)
-        self._broken.view(-1).index_copy_(0, index, ~keys.isfinite().all(dim=2).all(dim=1))
+            self._broken_rows, self._broken = self.slab(broken)
+        self._broken_rows.index_copy_(0, index, broken)
 
     def without_broken(self, logits: Tensor, spans: Sequence[Span]) -> Tensor:
         """Logits with NaN wherever a token at or before the position is broken: what attention would have passed on."""
         if self._broken is None or not self._broken.any():
             return logits
-        ends = [(span.slot, end) for span in spans for end in range(span.end - span.num_logits + 1, span.end + 1)]
-        hit = [bool(self._broken[slot, :end].any()) for slot, end in ends]
-        return logits.masked_fill(torch.tensor(hit, device=logits.device)[:, None], torch.nan)
+        wanted = [(span.slot, end - 1) for span in spans for end in range(span.end - span.num_logits + 1, span.end + 1)]
+        slots, positions = torch.tensor(wanted, dtype=torch.long, device=self._broken.device).view(-1, 2).unbind(1)
+        return self.nan_where_broken(logits, slots, positions, self.capacity)
+
+    def nan_where_broken(self, logits: Tensor, slots: Tensor, positions: Tensor, extent: int) -> Tensor:
+        """`without_broken` by device tensors [n] alone, over the first `extent` positions of each slot."""
+        if self._broken is None:
+            return logits
+        past = torch.arange(extent, device=positions.device) <= positions[:, None]
+        hit = (self._broken[slots, :extent] & past).any(dim=1)
+        return logits.masked_fill(hit.to(logits.device)[:, None], torch.nan)
 
     def clear(self, slot: int) -> None:
         """Zeroes all that was ever written to a slot."""

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from specrouter_llm.runtime.attention import STORAGE_STEP, RaggedContext, attend
+from specrouter_llm.runtime.attention import STORAGE_STEP, RaggedContext
 from specrouter_llm.runtime.batch import Span, packed_inputs
 from specrouter_llm.runtime.cache import SlotCache
 from specrouter_llm.runtime.packing import PackedLinear, drop_weights, packable
@@ -33,12 +33,16 @@ LEAN_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types whose layers are what `_Layer` says."""
 
 
-def can_run_lean(model: PreTrainedModel) -> bool:
-    """Whether the lean runner knows the architecture and can pack its weights."""
-    if model.config.model_type not in LEAN_TYPES or not packable(model):
-        return False
-    used = (linear for layer in model.model.layers for group in _projections(layer) for linear in group)
-    return all(type(linear) is nn.Linear for linear in (*used, model.get_output_embeddings()))
+def can_run_lean(model: PreTrainedModel, device: str = "cpu") -> bool:
+    """Whether the lean runner knows the architecture and can pack its weights; for `device` see `packable`."""
+    known = model.config.model_type in LEAN_TYPES and packable(model, device)
+    return known and all(type(linear) is nn.Linear for linear in packed_layers(model))
+
+
+def packed_layers(model: PreTrainedModel) -> list[nn.Linear]:
+    """The layers that the lean runner packs."""
+    used = [linear for layer in model.model.layers for group in _projections(layer) for linear in group]
+    return [*used, model.get_output_embeddings()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,7 @@ class LeanRunner:
         query_key = query_key * cos + turned * sin
         query, key = query_key.split([self._heads, self._key_heads], dim=1)
         keys, values = slabs.write(key, states[:, rotated:])
-        attended = attend(query.transpose(0, 1), keys, values, context, layer.scaling, layer.window)
+        attended = context.attend(query.transpose(0, 1), keys, values, layer.scaling, layer.window)
         return layer.output(attended.flatten(1))
 
     def _rotary_table(self, length: int) -> tuple[Tensor, Tensor]:

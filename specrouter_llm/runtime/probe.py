@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from specrouter_llm.runtime.attention import EXTENT_STEP, STORAGE_STEP, RaggedContext, attend, rounded_up
+from specrouter_llm.runtime.attention import EXTENT_STEP, STORAGE_STEP, RaggedContext, rounded_up
 from specrouter_llm.runtime.batch import Span
 
 _STARTS = (0, 200, EXTENT_STEP - 3, 512 - 5, 1100)
@@ -22,12 +22,26 @@ _COUNTS = (1, 2, 3, 5, 9)
 _LENGTH = 18
 _FORWARD_LENGTH = 9
 """Tokens for the whole model: enough for every pattern below, few enough for a large one."""
+_FEW_MATES = (2, 7)
+_MANY_MATES = (19, 50)
+"""Tokens of another row before them."""
+PROBE_LENGTH = 1536
+"""Positions that `is_canonical` needs to try all its contexts."""
 
 
 def is_bitwise(forward: Callable[[Sequence[Span]], Tensor], vocab_size: int, shape: tuple[int, int, int]) -> bool:
     """`forward` has two slots to write to; `shape` is (query heads, key heads, head size)."""
     with torch.inference_mode():
         return all(_attention_is_stable(start, *shape) for start in _STARTS) and _forward_is_stable(forward, vocab_size)
+
+
+def is_canonical(forward: Callable[[Sequence[Span]], Tensor], vocab_size: int, length: int) -> bool:
+    """`is_bitwise` of a forward of one number of tokens: over long contexts and anywhere among that many.
+
+    `forward` has two slots of `length` positions to write to.
+    """
+    starts = [start for start in _STARTS if start + _FORWARD_LENGTH <= length]
+    return all(_forward_is_stable(forward, vocab_size, start, _MANY_MATES) for start in starts)
 
 
 def _attention_is_stable(start: int, heads: int, key_heads: int, head_dim: int) -> bool:
@@ -40,21 +54,27 @@ def _attention_is_stable(start: int, heads: int, key_heads: int, head_dim: int) 
     def run(first: int, count: int, mates: int = 0) -> Tensor:
         spans = [Span(0, start + first, [0] * count, 0), Span(1, 7, [0] * mates, 0)][: 1 + bool(mates)]
         packed = torch.cat([queries[:, first : first + count], queries[:, :mates]], dim=1)
-        return attend(packed, keys, values, RaggedContext(spans, capacity), head_dim**-0.5)[:count]
+        return RaggedContext(spans, capacity).attend(packed, keys, values, head_dim**-0.5)[:count]
 
     whole = run(0, _LENGTH)
     pieces = [torch.cat([run(i, min(n, _LENGTH - i)) for i in range(0, _LENGTH, n)]) for n in _COUNTS]
     return all(torch.equal(whole, other) for other in (*pieces, run(0, _LENGTH, mates=4)))
 
 
-def _forward_is_stable(forward: Callable[[Sequence[Span]], Tensor], vocab_size: int) -> bool:
-    """The same tokens fed whole, in pieces, and beside another row."""
-    ids = [(11 + 7 * i) % vocab_size for i in range(_FORWARD_LENGTH)]
+def _forward_is_stable(
+    forward: Callable[[Sequence[Span]], Tensor], vocab_size: int, start: int = 0, mates: tuple[int, int] = _FEW_MATES
+) -> bool:
+    """The same tokens fed whole, in pieces, and behind another row."""
+    ids = [(11 + 7 * i) % vocab_size for i in range(start + max(_FORWARD_LENGTH, *mates))]
+    end = start + _FORWARD_LENGTH
+    if start:
+        forward([Span(0, 0, ids[:start], 0)])
 
     def run(*cuts: int, mates: int = 0) -> Tensor:
         mate = [Span(1, 0, ids[:mates], 0)] if mates else []
-        edges = (0, *cuts, len(ids))
-        return torch.cat([forward([Span(0, a, ids[a:b], b - a), *mate]) for a, b in itertools.pairwise(edges)])
+        edges = (start, *(start + cut for cut in cuts), end)
+        return torch.cat([forward([*mate, Span(0, a, ids[a:b], b - a)]) for a, b in itertools.pairwise(edges)])
 
     whole = run()
-    return all(torch.equal(whole, other) for other in (run(1, 2, 4), run(5, mates=2), run(mates=7)))
+    fewer, more = mates
+    return all(torch.equal(whole, other) for other in (run(1, 2, 4), run(5, mates=fewer), run(mates=more)))

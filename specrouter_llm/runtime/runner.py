@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from specrouter_llm.errors import UnsupportedModelError
 from specrouter_llm.runtime.attention import ATTENTION_NAME, STORAGE_STEP
 from specrouter_llm.runtime.batch import Span, packed_inputs
 from specrouter_llm.runtime.cache import SlotCache
@@ -72,22 +71,28 @@ class EagerRunner:
         self._model = model
         self._device = model.get_input_embeddings().weight.device
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-        num_layers = model.config.get_text_config().num_hidden_layers
+        self._num_layers: int = model.config.get_text_config().num_hidden_layers
         if _lend(model):  # else another engine runs this very model, and has checked it
             inputs = probe_inputs(self.vocab_size)
             model.set_attn_implementation("eager")  # the reference: others silently drop soft-capping in places
             expected = native_logits(model, inputs)
             model.set_attn_implementation(ATTENTION_NAME)
             packed = pack_linears(model) if pack else []
-            self._cache = SlotCache(num_layers, len(inputs), STORAGE_STEP)
+            self._cache = self._new_cache(len(inputs), STORAGE_STEP)
             try:
                 check_parity(name, self.forward, inputs, expected, model.dtype)
-            except UnsupportedModelError:
+            except Exception:
                 _give_back(model)
                 raise
             if packed and all(linear.stable for linear in packed):
-                self.guarantee = "bitwise" if is_bitwise(self.forward, self.vocab_size, _heads(model)) else "near-tie"
-        self._cache = SlotCache(num_layers, num_slots, context_length)
+                self.guarantee = (
+                    "bitwise" if is_bitwise(self.forward, self.vocab_size, head_shape(model)) else "near-tie"
+                )
+        self._cache = self._new_cache(num_slots, context_length)
+
+    def _new_cache(self, num_slots: int, length: int) -> SlotCache:
+        """An empty cache of slots of at most `length` positions, in place of the one before it."""
+        return SlotCache(self._num_layers, num_slots, length)
 
     def forward(self, spans: Sequence[Span]) -> Tensor:
         with torch.inference_mode():
@@ -123,7 +128,7 @@ class EagerRunner:
         del self._model, self._cache
 
 
-def _heads(model: PreTrainedModel) -> tuple[int, int, int]:
+def head_shape(model: PreTrainedModel) -> tuple[int, int, int]:
     """Query heads, key heads and head size, as the config states them."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads

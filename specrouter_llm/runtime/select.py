@@ -2,29 +2,96 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
-from specrouter_llm.runtime.lean import LeanRunner, can_run_lean
+from torch import nn
+
+from specrouter_llm.runtime.graphs import CudaCapture, GraphRunner
+from specrouter_llm.runtime.lean import LeanRunner, can_run_lean, packed_layers
 from specrouter_llm.runtime.packing import packable
-from specrouter_llm.runtime.runner import EagerRunner, Runner
+from specrouter_llm.runtime.runner import EagerRunner, Runner, head_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
+
 
 def make_runner(
-    name: str, model: PreTrainedModel, *, num_slots: int, context_length: int, pack: bool, keep: bool
+    name: str,
+    model: PreTrainedModel,
+    *,
+    num_slots: int,
+    context_length: int,
+    pack: bool,
+    keep: bool,
+    strict: bool = False,
 ) -> Runner:
     """The fastest runner that the model, its dtype and its device allow.
 
     Args:
         pack: whether linear weights may be packed at all; without it every model runs as transformers has it.
         keep: the model belongs to a caller and must stay usable, so that packed weights are a second copy.
+        strict: on a CUDA device, pad every forward to one number of tokens so that bits do not depend on the batch.
 
     Raises:
         UnsupportedModelError: the model's logits through our cache differ from its own.
     """
     if pack and can_run_lean(model):
         return LeanRunner(name, model, num_slots=num_slots, context_length=context_length, keep=keep)
-    replace = pack and not keep and packable(model)
-    return EagerRunner(name, model, num_slots=num_slots, context_length=context_length, pack=replace)
+    runner = _graph_runner(name, model, num_slots, context_length, strict) if _is_on_one_cuda_device(model) else None
+    if runner is None:
+        replace = pack and not keep and packable(model)
+        runner = EagerRunner(name, model, num_slots=num_slots, context_length=context_length, pack=replace)
+    if strict and runner.guarantee != "bitwise":
+        logger.warning("%s: strict=True, but its bits depend on the batch here; the guarantee is near-tie", name)
+    return runner
+
+
+def _is_on_one_cuda_device(model: PreTrainedModel) -> bool:
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    spread = any(hasattr(module, "_hf_hook") for module in model.modules())
+    return not spread and len(devices) == 1 and devices.pop().type == "cuda"
+
+
+def _graph_runner(
+    name: str, model: PreTrainedModel, num_slots: int, context_length: int, strict: bool
+) -> GraphRunner | None:
+    """A runner with recorded graphs; None, with the reason in the log, where triton or the model does not allow them."""
+    try:
+        from specrouter_llm.runtime import triton_attention
+    except ImportError:
+        logger.warning("%s runs without CUDA graphs: triton is not installed", name)
+        return None
+    device = model.get_input_embeddings().weight.device
+    if not triton_attention.agrees(device, model.dtype, *head_shape(model)):
+        logger.warning("%s runs without CUDA graphs: its attention cannot be run by triton here", name)
+        return None
+    try:
+        return GraphRunner(
+            name,
+            model,
+            num_slots=num_slots,
+            context_length=context_length,
+            capture=CudaCapture(device),
+            attention=triton_attention.tile_attention,
+            strict=strict,
+        )
+    except Exception as error:  # a forward that waits for the device, allocates beside the graph, or differs
+        logger.warning("%s runs without CUDA graphs: %s: %s", name, type(error).__name__, error)
+        return None
+
+
+def packed_copy_bytes(model: PreTrainedModel, keep: bool) -> int:
+    """Bytes of packed weights that `make_runner` keeps beside the model's own, on a CPU; it may be on `meta`.
+
+    What is packed replaces what it was made from, but for an output head that is tied to the embedding, and for a model
+    that must stay usable.
+    """
+    device = model.get_input_embeddings().weight.device.type
+    if keep:
+        return sum(layer.weight.nbytes for layer in packed_layers(model)) if can_run_lean(model, device) else 0
+    head = model.get_output_embeddings()
+    tied = isinstance(head, nn.Linear) and head.weight is model.get_input_embeddings().weight
+    return int(head.weight.nbytes) if tied and packable(model, device) else 0

@@ -40,7 +40,7 @@ class Constraint(Protocol):
         ...
 
     def allowed(self, hypothesis: Sequence[int]) -> Tensor | None:
-        """Mask, bool [V] on the CPU, of the tokens that may follow; None where nothing is to follow."""
+        """Mask, bool [V] on the CPU, of the tokens that may follow; None where anything may, or nothing is to follow."""
         ...
 
     def fitting(self, hypothesis: Sequence[int], token_id: int) -> int:

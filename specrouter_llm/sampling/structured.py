@@ -15,8 +15,8 @@ _KINDS = ("json_schema", "regex", "lark", "choice")
 class StructuredOutput(BaseModel):
     """A grammar for the output: exactly one of `json_schema`, `regex`, `lark` and `choice`.
 
-    The text always satisfies it and is closed within `max_tokens`. Raises InvalidParameterError when the object is made
-    if it contradicts itself; whether the grammar can be compiled is known when a request is submitted.
+    The text always satisfies it and is closed within `max_tokens`, unless it is `optional`. Raises InvalidParameterError
+    when the object is made if it contradicts itself; whether the grammar can be compiled is known at submission.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,6 +32,8 @@ class StructuredOutput(BaseModel):
     after: Annotated[str, Field(min_length=1)] | None = None
     """The text is free up to and including the first occurrence of this string, and stop strings count in it; the
     grammar holds for what follows."""
+    optional: bool = False
+    """The free text need not come to `after`: it may end like text without a grammar, which it is until then."""
     whitespace: bool = False
     """JSON only: any whitespace between elements. Without it there is none, which is shorter and has one spelling."""
 
@@ -48,6 +50,8 @@ class StructuredOutput(BaseModel):
             raise ValueError(f"give exactly one of {', '.join(_KINDS)}; got {', '.join(given) or 'none'}")
         if self.whitespace and self.json_schema is None:
             raise ValueError("whitespace belongs to json_schema; in other grammars it is what the grammar says")
+        if self.optional and self.after is None:
+            raise ValueError("optional belongs to after: it says that the text may end without it")
         if self.json_schema is not None:
             try:
                 json.dumps(self.json_schema, allow_nan=False)

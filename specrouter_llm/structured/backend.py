@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from specrouter_llm.errors import InvalidParameterError, MissingDependencyError, UnsupportedSchemaError
@@ -83,61 +83,58 @@ class LlguidanceBackend:
         llguidance = _llguidance()
         # A tokenizer may know more ids than the model, and the model's logits are often padded.
         num_tokens = max(_largest_id(json.loads(tokenizer_json)) + 1, vocab_size)
-        self._eos_id = min(eos_ids)
-        self._tokenizer = llguidance.LLTokenizer(tokenizer_json, n_vocab=num_tokens, eos_token=sorted(eos_ids))
-        self._special_ids = [i for i in range(vocab_size) if i not in eos_ids and self._tokenizer.is_special_token(i)]
-        self.texts: list[bytes] = [
+        self.eos_ids = sorted(eos_ids)
+        self._tokenizer = llguidance.LLTokenizer(tokenizer_json, n_vocab=num_tokens, eos_token=self.eos_ids)
+        self.texts = [
             b"" if self._tokenizer.is_special_token(i) else self._tokenizer.decode_bytes([i]) for i in range(vocab_size)
         ]
-        """The bytes of every token; none for special tokens."""
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text within a text; the name of a special token becomes that token."""
-        ids: list[int] = self._tokenizer.tokenize_str(text, parse_special=True)
-        return ids
+    def encode_bytes(self, text: bytes) -> list[int] | None:
+        """Tokens that write exactly this text, or special tokens that it names; None if there are none."""
+        ids: list[int] = self._tokenizer.tokenize_bytes(text, parse_special=True)
+        known = all(i < len(self.texts) for i in ids)
+        return ids if known and self._tokenizer.decode_bytes(ids) == text else None
 
-    def is_special(self, token_ids: Sequence[int]) -> bool:
-        """Whether they are one special token, which has no text."""
-        return len(token_ids) == 1 and self._tokenizer.is_special_token(token_ids[0])
+    def special_names(self, text: str) -> dict[int, bytes]:
+        """The special tokens that a text names, and how."""
+        ids = self._tokenizer.tokenize_str(text, parse_special=True)
+        return {i: self._tokenizer.decode_bytes([i]) for i in ids if i < len(self.texts) and not self.texts[i]}
 
     def compile(self, spec: StructuredOutput) -> LlguidanceMatcher:
-        """A matcher at the start of the grammar.
+        """A matcher at the start of the grammar, behind the free text.
 
         Raises:
             UnsupportedSchemaError: a JSON schema says something that cannot be enforced.
             InvalidParameterError: the grammar is wrong; the message is the backend's.
         """
-        grammar = self._grammar(spec) if spec.after is None else self._grammar_after(spec, spec.after)
-        matcher = _llguidance().LLMatcher(self._tokenizer, grammar, log_level=0)
+        matcher = _llguidance().LLMatcher(self._tokenizer, _grammar(spec), log_level=0)
         if matcher.is_error():
             raise _refusal(spec, matcher.get_error())
-        return LlguidanceMatcher(matcher, self._eos_id)
+        return LlguidanceMatcher(matcher, self.eos_ids[0])
 
-    def _grammar(self, spec: StructuredOutput) -> str:
-        matcher = _llguidance().LLMatcher
-        if spec.json_schema is not None:
-            return str(matcher.grammar_from_json_schema(json.dumps(_guided(spec))))
-        if spec.regex is not None:
-            return str(matcher.grammar_from_regex(spec.regex))
-        return str(matcher.grammar_from_lark(spec.lark or _alternatives(spec)))
 
-    def _grammar_after(self, spec: StructuredOutput, after: str) -> str:
-        """The grammar behind free text that ends with the first `after`."""
-        ids = self.encode(after)
-        # Free text may hold special tokens, such as one that begins a think block.
-        others = ",".join(str(i) for i in self._special_ids if [i] != ids)
-        free = rf"free: (/(.|\n)*/ <[{others}]>)* " if others else "free: "
-        if self.is_special(ids):
-            free += rf"/(.|\n)*/ <[{ids[0]}]>"
-        else:
-            free += f"last\nlast[lazy]: /(.|\\n)*{_regex(after)}/"
-        if spec.json_schema is not None:
-            body = f"body: %json {json.dumps(_guided(spec))}"
-        elif spec.regex is not None:
-            body = f"body: {_slashed(spec.regex)}"
-        else:
-            body = f"body: %lark {{\n{spec.lark or _alternatives(spec)}\n}}"
-        return str(_llguidance().LLMatcher.grammar_from_lark(f"start: free body\n{free}\n{body}\n"))
+def _grammar(spec: StructuredOutput) -> str:
+    """The grammar of what follows the free text, in the backend's own form."""
+    matcher = _llguidance().LLMatcher
+    if spec.json_schema is not None:
+        return str(matcher.grammar_from_json_schema(json.dumps(_guided(spec))))
+    if spec.regex is not None:
+        return str(matcher.grammar_from_regex(spec.regex))
+    return str(matcher.grammar_from_lark(spec.lark or _alternatives(spec)))
+
+
+def check_schema(schema: Mapping[str, Any], name: str) -> None:
+    """Whether a JSON schema, called `name` in messages, can be enforced.
+
+    Raises:
+        UnsupportedSchemaError: it says something that cannot be.
+        InvalidParameterError: it is wrong; the message is the backend's.
+        MissingDependencyError: llguidance is not installed.
+    """
+    matcher = _llguidance().LLMatcher
+    failed, messages = matcher.validate_grammar_with_warnings(matcher.grammar_from_json_schema(json.dumps(schema)))
+    if failed:
+        raise _refused_schema(name, "; ".join(messages))
 
 
 def _llguidance() -> Any:
@@ -160,16 +157,6 @@ def _alternatives(spec: StructuredOutput) -> str:
     return "start: " + " | ".join(json.dumps(option, ensure_ascii=False) for option in spec.choice or ())
 
 
-def _regex(text: str) -> str:
-    """A regular expression for exactly this text, between slashes."""
-    return "".join(c if c.isalnum() and c.isascii() else f"\\x{{{ord(c):x}}}" for c in text)
-
-
-def _slashed(regex: str) -> str:
-    """A regular expression as a literal of the grammar: slashes that are not escaped yet are."""
-    return "/" + re.sub(r"\\.|/|\n", lambda m: {"/": r"\/", "\n": r"\n"}.get(m[0], m[0]), regex, flags=re.DOTALL) + "/"
-
-
 def _largest_id(tokenizer: dict[str, Any]) -> int:
     vocabulary = tokenizer["model"]["vocab"]
     ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
@@ -181,6 +168,10 @@ def _refusal(spec: StructuredOutput, message: str) -> InvalidParameterError:
     if spec.json_schema is None:
         kind = next(name for name in ("regex", "lark", "choice") if getattr(spec, name) is not None)
         return InvalidParameterError(f"structured.{kind} cannot be compiled: {first}")
-    if _UNSUPPORTED.search(first):
-        return UnsupportedSchemaError(f"structured.json_schema holds what cannot be enforced: {first}")
-    return InvalidParameterError(f"structured.json_schema cannot be compiled: {first}")
+    return _refused_schema("structured.json_schema", first)
+
+
+def _refused_schema(name: str, message: str) -> InvalidParameterError:
+    if _UNSUPPORTED.search(message):
+        return UnsupportedSchemaError(f"{name}: this cannot be enforced: {message}")
+    return InvalidParameterError(f"{name} cannot be compiled: {message}")

@@ -1,8 +1,9 @@
 """Ways to close an output: short sequences of tokens that satisfy a grammar from where it stands.
 
 The search is greedy: it takes closing brackets and quotes first, then digits, then letters; if that does not end, it
-tries all tokens in turn and takes out what was not needed. It depends on the state of the grammar and the limit alone.
-What it finds is short, not always shortest.
+tries all tokens in turn and takes out what was not needed; the text is then written in as few tokens as possible. It
+depends on the state of the grammar and the limit alone. What it finds is short, not always shortest: for the beginning
+of a grammar, which every request needs, `shortest` looks further.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from specrouter_llm.structured.matcher import Matcher
+from specrouter_llm.structured.shortest import ShortestSearch
+from specrouter_llm.structured.spelling import Spelling
 
 _OPENERS, _CLOSERS = b"{[(<", b"}])>"
 _DIGITS = (*b"1234567890",)
 _NUM_WORDS = 256
+_LONGEST_SEARCH = 64
+"""Tokens of a closing for which it is worth looking for a shorter one."""
 
 
 class Closer:
@@ -23,6 +28,7 @@ class Closer:
     def __init__(self, texts: Sequence[bytes]) -> None:
         """`texts[i]` are the bytes of token i; tokens without any are used only where nothing else is allowed."""
         self._vocab_size = len(texts)
+        self._spelling = Spelling(texts)
         ids = sorted((i for i, text in enumerate(texts) if text), key=lambda i: (len(texts[i]), i))
         brackets = [i for i in ids if set(texts[i]) <= set(b"{}[]()<>\"'")]
         brackets.sort(key=lambda i: -_depth(texts[i]))
@@ -46,10 +52,29 @@ class Closer:
         """
         preferred = _rollout(matcher, limit, self._preferred)
         if preferred is not None:
-            return tuple(preferred)
+            return self._respelled(matcher, preferred)
         tried: dict[bytes, Iterator[int]] = {}  # what the first choice does not lead out of, another one may
         anything = _rollout(matcher, limit, lambda mask: next(tried.setdefault(mask, self._one_by_one(mask)), None))
-        return tuple(_shortened(matcher, anything)) if anything is not None else None
+        return self._respelled(matcher, _shortened(matcher, anything)) if anything is not None else None
+
+    def shortest(self, matcher: Matcher, limit: int) -> tuple[tuple[int, ...] | None, bool]:
+        """At most `limit` tokens that satisfy the grammar, and whether no fewer do. The matcher is left as it was.
+
+        Raises:
+            MatcherError
+        """
+        path = self.path(matcher, limit)
+        if path is None or len(path) > _LONGEST_SEARCH:
+            return path, False
+        search = ShortestSearch(matcher, self._spelling)
+        text = search.text(len(path))
+        shorter = self._spelling.shortest(text) if text is not None else path
+        return (shorter, search.complete) if matcher.closes(shorter) else (path, False)
+
+    def _respelled(self, matcher: Matcher, path: Sequence[int]) -> tuple[int, ...]:
+        """The same text in as few tokens as possible."""
+        shortest = self._spelling.shortest(self._spelling.text(path))
+        return shortest if len(shortest) < len(path) and matcher.closes(shortest) else tuple(path)
 
     def _preferred(self, mask: bytes) -> int | None:
         """The most promising token. Where any letter may follow there is text, which brackets do not lead out of."""

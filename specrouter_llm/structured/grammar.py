@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.sampling.structured import StructuredOutput
 from specrouter_llm.structured.backend import LlguidanceBackend
 from specrouter_llm.structured.closing import Closer
-from specrouter_llm.structured.matcher import Matcher, MatcherError
+from specrouter_llm.structured.matcher import Matcher, MatcherError, Vocabulary
+from specrouter_llm.structured.opening import Opening
 
 _CACHED_GRAMMARS = 64
 _LONGEST_CLOSING = 4096
@@ -19,61 +20,84 @@ _LONGEST_CLOSING = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
-    """What ends the free text before a grammar."""
+class Entry:
+    """How a grammar begins when the token that ended the free text holds some of it already."""
 
     token_ids: tuple[int, ...]
-    text: bytes
-    """Empty if it is one special token."""
-
-    def tail(self, tail: bytes, token_id: int, text: bytes) -> bytes | None:
-        """The end of the free text after one more token, as far as it matters; None if the free text is over."""
-        if not self.text:
-            return None if token_id == self.token_ids[0] else b""
-        text = tail + text
-        return None if self.text in text else text[max(0, len(text) - len(self.text) + 1) :]
+    """What the matcher consumes for that."""
+    closing: tuple[int, ...]
+    """Tokens that satisfy the grammar from there."""
 
 
 class Grammar:
     """A compiled `StructuredOutput`; rows take copies of its matcher. May be shared by threads."""
 
-    def __init__(self, start: Matcher, closer: Closer, texts: Sequence[bytes], opening: Opening | None) -> None:
-        """`texts[i]` are the bytes of token i of the target. Raises MatcherError."""
+    def __init__(
+        self,
+        start: Matcher,
+        vocabulary: Vocabulary,
+        closer: Closer,
+        spec: StructuredOutput,
+        opening: Opening | None,
+    ) -> None:
+        """`start` does not know of the free text, which ends with `opening`. Raises MatcherError."""
         self.start = start
-        self.texts = texts
         self.opening = opening
+        self.optional = spec.optional
+        self.texts = vocabulary.texts
+        """The bytes of every token."""
+        self.eos_ids = vocabulary.eos_ids
+        self._encode = vocabulary.encode_bytes
         self._closer = closer
-        self.shortest = self.closing(start.copy(), _LONGEST_CLOSING, free=opening is not None)
+        self._entries: dict[bytes, Entry | None] = {}
+        self._body, complete = closer.shortest(start.copy(), _LONGEST_CLOSING)
+        self.shortest = self._body if opening is None else () if spec.optional else self.closing_of_free_text(0)
         """A short output that satisfies the grammar; None if none was found."""
+        # The search does not try the tokens that a Lark grammar may name.
+        self.is_shortest = complete and opening is None and spec.lark is None
+        """Whether there is no shorter one."""
 
-    def closing(self, matcher: Matcher, limit: int, *, free: bool) -> tuple[int, ...] | None:
-        """At most `limit` tokens that close the output from here; None if none were found. Leaves the matcher as it was.
+    def entry(self, rest: bytes) -> Entry | None:
+        """The grammar's beginning after `rest`, the bytes of a token behind the free text; None if they may not follow."""
+        if rest not in self._entries:
+            self._entries[rest] = self._enter(rest)
+        return self._entries[rest]
+
+    def closing(self, matcher: Matcher, limit: int) -> tuple[int, ...] | None:
+        """At most `limit` tokens that satisfy the grammar from here; None if none were found. Leaves the matcher as it was.
 
         Raises:
             MatcherError
         """
-        first = self.opening.token_ids if free and self.opening is not None else ()
-        taken = 0
+        return self._closer.path(matcher, limit)
+
+    def closing_of_free_text(self, matched: int) -> tuple[int, ...] | None:
+        """Tokens that end free text, of which `matched` bytes are part of its last string, and satisfy the grammar."""
+        ending = self.opening.endings[matched] if self.opening is not None else None
+        return None if ending is None or self._body is None else (*ending, *self._body)
+
+    def _enter(self, rest: bytes) -> Entry | None:
+        if not rest:
+            return None if self._body is None else Entry((), self._body)
+        matcher, token_ids = self.start.copy(), self._encode(rest)
         try:
-            for token_id in first:
-                if not matcher.advance(token_id):
-                    return None
-                taken += 1
-            rest = self._closer.path(matcher, limit - taken)
-            return None if rest is None else (*first, *rest)
-        finally:
-            matcher.rollback(taken)
+            if token_ids is None or not all(self.texts[i] and matcher.advance(i) for i in token_ids):
+                return None
+            closing = () if matcher.accepts else self._closer.path(matcher, _LONGEST_CLOSING)
+        except MatcherError:
+            return None
+        return None if closing is None else Entry(tuple(token_ids), closing)
 
     def check_budget(self, max_output: int) -> None:
         """Raises InvalidParameterError if no valid output of at most this many tokens is known."""
-        if self.shortest is None:
+        if self._body is None or self.shortest is None:
             raise InvalidParameterError(
                 f"structured: no output of at most {_LONGEST_CLOSING} tokens that satisfies the grammar was found"
             )
         if len(self.shortest) > max_output:
             raise InvalidParameterError(
-                f"structured: {max_output} tokens are left for the output (max_tokens, or the context), and the shortest "
-                f"output known to satisfy the grammar needs at least {len(self.shortest)}; raise max_tokens"
+                f"structured: {max_output} tokens are left for the output (max_tokens, or the context), and satisfying the "
+                f"grammar needs {'at least' if self.is_shortest else 'about'} {len(self.shortest)}; raise max_tokens"
             )
 
 
@@ -112,12 +136,11 @@ class GrammarCompiler:
             backend = self._backend()
             self._tools = backend, Closer(backend.texts)
         backend, closer = self._tools
-        opening = None
+        start, opening = backend.compile(spec), None
         if spec.after is not None:
-            ids = backend.encode(spec.after)
-            opening = Opening(tuple(ids), b"" if backend.is_special(ids) else spec.after.encode())
+            opening = Opening(spec.after, backend.texts, backend.special_names(spec.after), backend.encode_bytes)
         try:
-            return Grammar(backend.compile(spec), closer, backend.texts, opening)
+            return Grammar(start, backend, closer, spec, opening)
         except MatcherError as error:
             raise InvalidParameterError(f"structured: the grammar is too complex: {error}") from None
 

@@ -46,3 +46,21 @@ class Matcher(Protocol):
     def copy(self) -> Matcher:
         """An independent matcher at the same position."""
         ...
+
+
+class Vocabulary(Protocol):
+    """The tokens of the target."""
+
+    @property
+    def texts(self) -> Sequence[bytes]:
+        """The bytes of every token; none for special tokens."""
+        ...
+
+    @property
+    def eos_ids(self) -> Sequence[int]:
+        """Tokens that end a sequence."""
+        ...
+
+    def encode_bytes(self, text: bytes) -> list[int] | None:
+        """Tokens that write exactly this text; None if there are none."""
+        ...

@@ -145,18 +145,64 @@ def test_free_choice(says, kit):
         assert (result.completion.text, (), "stop") == (result.content, result.tool_calls, result.finish_reason)
 
 
-def test_only_malformed_calls_are_no_tool_calls(says, kit):
-    result = submit(says("<tool_call>\nno\n</tool_call>"), ChatRequest(messages=kit.QUESTION, tools=kit.TOOLS)).result()
-    assert "stop" == result[0].finish_reason
-    assert "expected a JSON object" in result[0].tool_calls[0].error
+@pytest.mark.parametrize(
+    "call",
+    ["no", CALL.replace("Oslo", "Rome"), CALL.replace("get_weather", "nobody"), CALL.replace("{", "{ "), f"{CALL} and"],
+)
+def test_a_call_that_the_model_begins_is_a_valid_one(says, kit, call):
+    """From its marker on the grammar holds, with names and arguments as the definitions say, and nothing after it."""
+    text = f"Well.\n<tool_call>\n{call}\n</tool_call> and so on"
+    result = submit(says(text), ChatRequest(messages=kit.QUESTION, tools=kit.TOOLS)).result()[0]
+    assert ("Well.", "tool_calls") == (result.content, result.finish_reason)
+    for made in result.tool_calls:
+        assert made.error is None
+        schema = next(t["function"]["parameters"] for t in kit.TOOLS if t["function"]["name"] == made.name)
+        jsonschema.validate(json.loads(made.arguments), closed(schema))
 
 
-def test_a_cut_answer_says_so(says, kit):
+@pytest.mark.parametrize("parallel", [True, False])
+def test_how_many_calls_a_model_may_begin(says, kit, parallel):
+    text = "\n".join([f"<tool_call>\n{CALL}\n</tool_call>"] * 2)
+    request = ChatRequest(messages=kit.QUESTION, tools=kit.TOOLS, parallel_tool_calls=parallel)
+    result = submit(says(text), request).result()[0]
+    assert (1 + parallel, "tool_calls") == (len(result.tool_calls), result.finish_reason)
+
+
+def test_free_choice_leaves_text_alone(demo, kit):
+    """Without a call the tokens are those of an answer that may not call."""
+    for seed in range(4):
+        results = []
+        for choice in ("none", "auto"):
+            params = SamplingParams(temperature=1.0, seed=seed, max_tokens=40)
+            request = ChatRequest(messages=kit.QUESTION, tools=kit.TOOLS, tool_choice=choice, params=params)
+            results.append(submit(demo, request).result()[0])
+        none, auto = results
+        assert (none.completion.token_ids, none.finish_reason) == (auto.completion.token_ids, auto.finish_reason)
+
+
+def test_free_choice_does_not_need_a_grammar(says, kit, monkeypatch):
+    """Without llguidance, or where the end of the sequence does not count, the model is free, and wrong at times."""
+    engine = says("<tool_call>\nno\n</tool_call>")
+    ask = {"messages": kit.QUESTION, "tools": kit.TOOLS}
+    results = [submit(engine, ChatRequest(**ask, params=SamplingParams(ignore_eos=True, max_tokens=40))).result()[0]]
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    results.append(submit(engine, ChatRequest(**ask)).result()[0])
+    assert ["length", "stop"] == [result.finish_reason for result in results]
+    for result in results:
+        assert "expected a JSON object" in result.tool_calls[0].error
+
+
+def test_no_call_begins_that_has_no_room(says, kit):
+    """An answer that is cut off holds no part of a call."""
     engine = says(f"<tool_call>\n{CALL}\n</tool_call>")
-    params = SamplingParams(max_tokens=12)
-    result = submit(engine, ChatRequest(messages=kit.QUESTION, tools=kit.TOOLS, params=params)).result()[0]
-    assert "length" == result.finish_reason
-    assert "ended within" in result.tool_calls[0].error
+    for max_tokens in range(1, 60):
+        params = SamplingParams(max_tokens=max_tokens)
+        result = submit(engine, ChatRequest(messages=kit.QUESTION, tools=kit.TOOLS, params=params)).result()[0]
+        if result.tool_calls:
+            break
+        assert "<tool_call>" not in result.completion.text
+    assert 10 < max_tokens < 59
+    assert ("tool_calls", None) == (result.finish_reason, result.tool_calls[0].error)
 
 
 @pytest.mark.parametrize(
@@ -209,6 +255,13 @@ def test_reasoning(says, kit, added, opened):
             assert ["get_weather"] == [call.name for call in result.tool_calls]
         else:
             assert (end, ()) == (result.content, result.tool_calls)
+
+
+def test_a_marker_in_a_thought_begins_no_call(says, kit):
+    """Models that think stay free when they may call."""
+    engine = says("<think>\nOr <tool_call> x?\n</think>\n\nNo.", tokenizer=kit.hf_tokenizer(THINKING))
+    result = submit(engine, ChatRequest(messages=kit.QUESTION, tools=kit.TOOLS)).result()[0]
+    assert ("Or <tool_call> x?", "No.", ()) == (result.reasoning, result.content, result.tool_calls)
 
 
 def test_thinking_that_the_prompt_has_closed(says, kit):
@@ -325,8 +378,10 @@ def test_a_schema_that_cannot_be_enforced(demo, kit):
     """It is an error where a call is forced, and no matter where it is not."""
     parameters = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
     tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
-    with pytest.raises(InvalidParameterError, match="uniqueItems"):
-        submit(demo, ChatRequest(messages=kit.QUESTION, tools=[tool], tool_choice="f"))
+    for request in ({"tool_choice": "f"}, {"tool_choice": "required"}, {"response_format": FORMAT}):
+        with pytest.raises(UnsupportedSchemaError, match=r"tool 'f'.*uniqueItems"):
+            submit(demo, ChatRequest(messages=kit.QUESTION, tools=[kit.WEATHER, tool], **request))
+    submit(demo, ChatRequest(messages=kit.QUESTION, tools=[kit.WEATHER, tool], tool_choice="get_weather")).close()
     with pytest.raises(UnsupportedSchemaError, match="uniqueItems"):
         submit(demo, ChatRequest(messages=kit.QUESTION, response_format=StructuredOutput(json_schema=parameters)))
     submit(demo, ChatRequest(messages=kit.QUESTION, tools=[tool], params=SamplingParams(max_tokens=2))).result()

@@ -18,8 +18,8 @@ from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.sampling.structured import StructuredOutput
 from specrouter_llm.text.tokenizer import Tokenizer
 
-HERMES, MISTRAL, LLAMA = TOOL_FORMATS
-MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>")
+HERMES, MISTRAL_ARGS, MISTRAL, LLAMA = TOOL_FORMATS
+MARKERS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>")
 FORMATS = [*TOOL_FORMATS, GENERIC]
 
 
@@ -97,12 +97,27 @@ def test_forced_calls_parse(machine, kit, tool_format, many):
         (HERMES, '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo", "days": 3}}\n</tool_call>'),
         (MISTRAL, '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Oslo"}}]'),
         (MISTRAL, '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Oslo"}}]'),
+        (MISTRAL_ARGS, '[TOOL_CALLS]get_weather[ARGS]{"city": "Oslo", "days": 3}'),
         (LLAMA, '{"name": "get_weather", "parameters": {"city": "Oslo"}}'),
         (GENERIC, '{"name": "get_weather", "arguments": {"city": "Oslo"}}'),
     ],
 )
 def test_the_model_s_own_spelling_is_legal(machine, kit, tool_format, text):
     assert machine.accepts(rules_of(machine, tool_format, kit.TOOLS), "calls", text)
+
+
+@pytest.mark.parametrize("tool_format", FORMATS, ids=lambda f: f.name)
+@pytest.mark.parametrize("many", [True, False])
+def test_what_begins_freely_goes_on_as_if_forced(machine, kit, tool_format, many):
+    """Random texts behind a begin marker parse as nothing but valid calls."""
+    rules = rules_of(machine, tool_format, kit.TOOLS, many=many)
+    texts = [text for seed in range(6) if (text := machine.walk(rules, "begun", seed))]
+    assert texts
+    for text in texts:
+        content, calls = parsed(tool_format, kit.TOOLS, tool_format.begin + text)
+        assert ("", None) == (content, next((call.error for call in calls if call.error), None)), text
+        assert calls
+        assert many or len(calls) == 1
 
 
 @pytest.mark.parametrize(
@@ -174,6 +189,9 @@ def test_detection():
     """By the template first, then by the vocabulary."""
     assert HERMES == detect("...<tool_call>...", {"[TOOL_CALLS]": 5})
     assert MISTRAL == detect("", {"[TOOL_CALLS]": 5})
+    assert MISTRAL == detect("[TOOL_CALLS][", {"[ARGS]": 5})
+    assert MISTRAL_ARGS == detect("", {"[TOOL_CALLS]": 5, "[ARGS]": 6})
+    assert MISTRAL_ARGS == detect("[TOOL_CALLS]name[ARGS]{}", {})
     assert LLAMA == detect("<|python_tag|>", {})
     assert GENERIC == detect("tools", {"<s>": 1})
 

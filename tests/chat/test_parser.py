@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from specrouter_llm.chat.parser import ReplyParser
 from specrouter_llm.chat.tool_formats import GENERIC, TOOL_FORMATS
 from specrouter_llm.chat.values import ToolCall
 
-HERMES, MISTRAL, LLAMA = TOOL_FORMATS
+HERMES, MISTRAL_ARGS, MISTRAL, LLAMA = TOOL_FORMATS
 NAMES = ("f", "g")
 CALL = '{"name": "f", "arguments": {"x": [1, "}</tool_call>\\""], "y": {"z": null}}}'
 ARGUMENTS = '{"x": [1, "}</tool_call>\\""], "y": {"z": null}}'
@@ -42,7 +43,8 @@ def call(number, name="f", arguments=ARGUMENTS, error=None):
 
 FRAGMENTS = st.sampled_from(
     [
-        "<tool_call>", "</tool_call>", "<tool", "_call>", "<think>", "</think>", "[TOOL_CALLS]", "<|python_tag|>",
+        "<tool_call>", "</tool_call>", "<tool", "_call>", "<think>", "</think>", "[TOOL_CALLS]", "[ARGS]", "f[ARGS]{}",
+        "<|python_tag|>",
         CALL, '{"name": "f", "parameters": {}}', '{"name": "q", "arguments": {}}', '{"arguments": {"a": 1}, "name": "g"}',
         '{"name": "f", "arguments": "{\\"a\\": 1}"}', '{"name": "f", "arguments": {"a": ]}}', "{", "}", "[", "]", ",", '"',
         "\\", "\n", " ", "text", "<", "é", '{"name": ', "12", '"f"',
@@ -100,6 +102,13 @@ def test_content_holds_no_whole_marker(text, tool_format):
         (HERMES, "a < b <tool", "a < b <tool", []),
         (MISTRAL, f"[TOOL_CALLS] [{CALL}, {CALL}]", "", [call(0), call(1)]),
         (MISTRAL, f"[TOOL_CALLS][{CALL}", "", [call(0)]),
+        (MISTRAL_ARGS, '[TOOL_CALLS]f[ARGS]{"a": 1}', "", [call(0, arguments='{"a": 1}')]),
+        (
+            MISTRAL_ARGS,
+            "So.[TOOL_CALLS] f [ARGS] {}[TOOL_CALLS]g[ARGS]{}\n",
+            "So.",
+            [call(0, "f", "{}"), call(1, "g", "{}")],
+        ),
         (LLAMA, '{"name": "f", "parameters": {"a": 1}}', "", [call(0, arguments='{"a": 1}')]),
         (LLAMA, '<|python_tag|>{"name": "x", "parameters": {}}', "", [call(0, "x", "{}")]),
         (LLAMA, '{"name": "x", "parameters": {}}', '{"name": "x", "parameters": {}}', []),
@@ -127,6 +136,26 @@ def test_malformed_calls_are_kept(text, content, name, arguments, error):
     """What is wrong with a call is said, and what was written is kept."""
     found, _, calls = read(text, HERMES)
     assert (content, 1) == (found, len(calls))
+    assert (name, arguments) == (calls[0].name, calls[0].arguments)
+    assert error in (calls[0].error or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "arguments", "error"),
+    [
+        ("[TOOL_CALLS]f", "", "f", "ended within"),
+        ("[TOOL_CALLS][ARGS]{}", "", "[ARGS]{}", "expected a name"),
+        ('[TOOL_CALLS][{"name": "f"}]', "", '[{"name": "f"}]', "expected a name"),
+        ("[TOOL_CALLS]f[ARGS]", "f", "", "ended within"),
+        ("[TOOL_CALLS]f[ARGS]no", "f", "no", "expected a JSON object"),
+        ('[TOOL_CALLS]f[ARGS]{"a": 1', "f", '{"a": 1', "ended within"),
+        ('[TOOL_CALLS]f[ARGS]{"a": ]} so', "f", '{"a": ]} so', "unexpected ']'"),
+        ('[TOOL_CALLS]f[ARGS]{"a": x}', "f", '{"a": x}', "cannot be read as JSON"),
+    ],
+)
+def test_malformed_calls_with_a_name_of_their_own(text, name, arguments, error):
+    found, _, calls = read(text, MISTRAL_ARGS)
+    assert ("", 1) == (found, len(calls))
     assert (name, arguments) == (calls[0].name, calls[0].arguments)
     assert error in (calls[0].error or "")
 
@@ -167,3 +196,21 @@ def test_arguments_stream():
     parser = ReplyParser(HERMES, NAMES)
     seen = [parser.feed(char).tool_calls for char in f"<tool_call>{CALL}"]
     assert len([deltas for deltas in seen if deltas]) == len(ARGUMENTS)
+
+
+@pytest.mark.parametrize("tool_format", [*TOOL_FORMATS, GENERIC, None], ids=lambda f: f.name if f else "none")
+@pytest.mark.parametrize(
+    "before", ["", "x", "<tool_call>", "<tool_call>no", '[TOOL_CALLS]f[ARGS]{"a": ', "x<|python_tag|>"]
+)
+def test_long_white_space_takes_linear_time(tool_format, before):
+    """Twenty times as much of it takes about twenty times as long, wherever it is; quadratic would be four hundred."""
+
+    def seconds(size):
+        parser, text = ReplyParser(tool_format, NAMES), before + " " * size
+        started = time.process_time()
+        parser.feed(text)
+        parser.finish()
+        return time.process_time() - started
+
+    once = min(seconds(5_000) for _ in range(3))
+    assert seconds(100_000) < max(100 * once, 0.5)

@@ -93,13 +93,15 @@ def test_other_threads_are_refused(saved):
         load(saved)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', '{"format": 1, "members": {}, "threads": 1, "latency": {}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"format": 1}', '{"format": 1, "members": {}, "threads": 1, "latency": {}}']
+)
 def test_other_files_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, text):
     monkeypatch.setattr("specrouter_llm.pool.pool.ModelPool.load", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(InvalidParameterError, match="not a"):
         load(tmp_path / "x.json")
-    with pytest.raises(InvalidParameterError, match="missing.json is not a calibration"):
+    with pytest.raises(InvalidParameterError, match=r"missing\.json is not a calibration"):
         load(tmp_path / "missing.json")
     (tmp_path / "x.json").write_text('{"format": 7}')
     with pytest.raises(InvalidParameterError, match="format 7, this release reads 1"):

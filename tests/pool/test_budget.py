@@ -12,6 +12,11 @@ from specrouter_llm.pool import ModelPool, shape_for
 from specrouter_llm.pool.budget import MemberNeeds, cache_bytes_per_token, default_budgets, plan_memory
 from specrouter_llm.pool.quantization import stored_bits
 from specrouter_llm.pool.weights import count_weights
+from specrouter_llm.runtime.lean import LeanRunner
+from specrouter_llm.runtime.packing import PackedLinear, has_packing
+from specrouter_llm.runtime.select import make_runner, packed_copy_bytes
+
+LLAMA = transformers.LlamaForCausalLM
 
 
 def loaded_bytes(model):
@@ -121,6 +126,63 @@ def test_the_message_shows_a_sum_that_adds_up(save_model):
         ModelPool.load(
             sources[0], sources[1:], max_batch=rows_fit + 1, max_context=1024, memory_budget="1.2 MB", progress=False
         )
+
+
+@pytest.mark.skipif(not has_packing(), reason="this build of torch cannot pack weights")
+@pytest.mark.parametrize("kind", [transformers.LlamaForCausalLM, transformers.GPTNeoXForCausalLM])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("borrowed", [True, False])
+def test_packed_copies_are_counted(tmp_path, kind, tied, borrowed):
+    """Weights and packed copy in the report are what model and runner hold together, by name and by a loaded model."""
+    config = kind.config_class(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+    )
+    source = kind(config)
+    if not borrowed:
+        source.save_pretrained(tmp_path)
+        source = tmp_path
+    pool = ModelPool.load(ModelSpec(source, name="m"), packed_copy=packed_copy_bytes, device="cpu", progress=False)
+    member, model = pool.memory.members[0], pool.target.model
+    runner = make_runner("m", model, num_slots=1, context_length=512, pack=True, keep=borrowed)
+    packed = {id(p): p for p in _packed_layers(runner, model)}.values()
+    held = loaded_bytes(model) + sum(4 * layer.out_features * layer.in_features for layer in packed)
+    held += sum(layer._bias.nbytes for layer in packed if layer._bias is not None)
+    assert held == member.weight_bytes + member.packed_bytes
+    assert bool(member.packed_bytes) is (tied if not borrowed else kind is LLAMA)
+    assert ("packed copy" in str(pool.memory)) is bool(member.packed_bytes)
+    assert sum(pool.memory.cache_bytes(m) for m in pool.memory.members) + held == pool.memory.total
+
+
+def _packed_layers(runner, model):
+    """All packed layers of a lean runner, or those in the modules of any other."""
+    if isinstance(runner, LeanRunner):
+        layers = [
+            v for layer in runner._layers for v in (layer.query_key_value, layer.output, layer.gate_up, layer.down)
+        ]
+        return [*layers, runner._head]
+    return [module for module in model.modules() if isinstance(module, PackedLinear)]
+
+
+@pytest.mark.parametrize("asked", [{"dtype": "float64"}, {"dtype": "bfloat16"}, {"packed_copy": None}])
+def test_no_packed_copy_where_nothing_is_packed(save_model, asked):
+    """Other dtypes stay as they are, and a pool without runners packs nothing."""
+    options = {"packed_copy": packed_copy_bytes, "device": "cpu", "progress": False} | asked
+    assert ModelPool.load(save_model("tied", tie_word_embeddings=True), **options).memory.members[0].packed_bytes == 0
+
+
+def test_a_packed_copy_is_part_of_the_budget(save_model):
+    """What would fit without it is refused with it, and the sum says why."""
+    folder = save_model("tied", tie_word_embeddings=True)
+    options = {"device": "cpu", "max_context": 512, "max_batch": 1, "progress": False}
+    budget = ModelPool.load(folder, **options).memory.total
+    with pytest.raises(MemoryBudgetError, match="tied packed copy"):
+        ModelPool.load(folder, packed_copy=packed_copy_bytes, memory_budget=budget, **options)
 
 
 def test_weights_alone_too_large(save_model):

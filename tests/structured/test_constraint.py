@@ -42,6 +42,7 @@ SPECS = {
     "free": {"json_schema": {"type": "integer"}, "after": "</think>"},
     "free, special": {"lark": 'start: "a" "b"*', "after": "<|user|>"},
     "free, choice": {"choice": ["a/b", 'say "x"'], "after": "A/B:\n"},
+    "free, its own end": {"regex": "a+", "after": "aab"},
     "free, regex": {"regex": r"\d\d/\d\d", "after": "the date. "},
 }
 
@@ -171,9 +172,29 @@ def test_a_token_that_straddles_the_end_of_the_free_text_counts_for_both(tools):
     straddling = tools.tokenizer.encode("the")[-1:]
     assert len(tools.tokenizer.encode("the")) == 1
     assert constraint.progress(straddling) is Progress.OPEN
+    assert constraint.progress([*straddling, *tools.tokenizer.encode("n!")[-2:]]) is Progress.COMPLETE
     other = tools.constraint(regex="[A-Z]+!", after="t")
     assert other.progress(straddling) is Progress.DEAD
     assert straddling[0] not in tools.ids_of(other, [])
+
+
+@pytest.mark.parametrize("after", [["x"], ["<|user|>"], ["z", "x"], ["zz", "<|user|>", "x"]], ids="".join)
+@pytest.mark.parametrize("budget", [3, 7, 9, 30])
+def test_an_optional_grammar_begins_only_with_room_for_it(tools, after, budget):
+    """Any token may come in free text, the end too; but none that begins what could not be closed."""
+    a, *marker = (tools.tokenizer.encode(text)[-1] for text in ["a", *after])
+    for num_before in range(budget + 1 - len(marker)):
+        spec = {"choice": ["[yes, of course, it is]"], "after": "".join(after), "optional": True}
+        constraint = tools.constraint(budget, **spec)
+        shortest = len(constraint._grammar.entry(b"").closing)
+        constraint.commit([*[a] * num_before, *marker[:-1]])
+        assert constraint.progress(()) is Progress.FREE
+        assert constraint.progress([tools.EOS]) is Progress.CLOSED
+        room = budget - num_before - len(marker) >= shortest
+        allowed = constraint.allowed(())
+        assert (allowed is None or bool(allowed[marker[-1]])) == room
+        assert room or constraint.fitting((), marker[-1]) == tools.EOS
+        assert constraint.progress(marker[-1:]) is (Progress.OPEN if room else Progress.DEAD)
 
 
 def test_forced_tokens_are_drafted(tools):

@@ -136,6 +136,58 @@ def test_free_text_first(tools):
         assert stopped[0].stop_reason in ("e", "a", " ")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_tokens": 1},
+        {"min_tokens": 12, "logit_bias": {1: 12.0}},
+        {"logit_bias": {1: 9.0}},
+        {"stop": ["e", "th"]},
+        {"stop_token_ids": list(range(0, 4096, 64))},
+        {"repetition_penalty": 1.3, "bad_words": ["a"], "logprobs": True},
+    ],
+    ids=lambda options: next(iter(options), "plain"),
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_optional_free_text_is_unconstrained(tools, options, temperature):
+    """While `after` does not come nothing is different: tokens, reasons to end, log-probabilities."""
+    spec = {"json_schema": PERSON, "after": "\x00never", "optional": True}
+    with tools.engine(seed=2) as engine:
+        for seed in range(2):
+            asked = {"temperature": temperature, "seed": seed, "max_tokens": 40, **options}
+            plain = engine.generate([5, seed], speculation=False, **asked)[0]
+            lazy = in_all_ways(engine, [5, seed], structured=spec, **asked)
+            assert plain.token_ids == lazy.token_ids
+            assert (plain.text, plain.logprobs) == (lazy.text, lazy.logprobs)
+            assert (plain.finish_reason, plain.stop_reason) == (lazy.finish_reason, lazy.stop_reason)
+
+
+@pytest.mark.parametrize("after", ["e", "th", "<|user|>", "t<|user|>"])
+def test_an_optional_grammar_holds_once_begun(tools, after):
+    """Before `after` all is as without a grammar; behind it the text is valid and closed in time."""
+    spec = {"json_schema": PERSON, "after": after, "optional": True}
+    marker = [*tools.tokenizer.encode("t"), tools.tokenizer.added_tokens["<|user|>"]]
+    bias = dict.fromkeys(marker, 8.0) if "user" in after else {}
+    visible = tools.tokenizer.keeping(("<|user|>",))
+    num_begun = 0
+    with tools.engine(seed=1) as engine:
+        for seed in range(8):
+            asked = {"temperature": 1.0, "seed": seed, "max_tokens": 15 + 5 * seed, "logit_bias": bias}
+            asked["keep_special_tokens"] = ["<|user|>"]
+            plain = engine.generate([5, 6], speculation=False, **asked)[0]
+            lazy = in_all_ways(engine, [5, 6], structured=spec, **asked)
+            sizes = range(len(plain.token_ids) + 1)
+            free = next((n - 1 for n in sizes if after in visible.decode(plain.token_ids[:n])), sizes[-1])
+            assert lazy.token_ids[:free] == plain.token_ids[:free]
+            _, begun, answer = lazy.text.partition(after)
+            if begun:
+                num_begun += 1
+                jsonschema.validate(json.loads(answer), PERSON)
+            assert lazy.finish_reason is (FinishReason.STOP if begun else plain.finish_reason)
+    assert num_begun >= 2
+
+
 def test_the_grammar_ends_the_text(tools):
     """A finished grammar needs no end-of-sequence token and nothing follows it, streaming or not."""
     with tools.engine() as engine:

@@ -24,6 +24,7 @@ from specrouter_llm.structured.grammar import GrammarCompiler
         ({"regex": "a", "whitespace": True}, "whitespace belongs to json_schema"),
         ({"json_schema": {"const": float("nan")}}, "not plain JSON"),
         ({"regex": "a", "after": ""}, "after"),
+        ({"regex": "a", "optional": True}, "optional belongs to after"),
     ],
 )
 def test_contradictions_are_refused(values, message):
@@ -82,10 +83,12 @@ def test_what_the_engine_lacks_is_named(tools, tokenizer):
         GrammarCompiler(tokenizer.to_json, tools.WIDTH, ()).compile(wanted)
     with tools.engine(max_context=12) as engine:
         long = {"regex": "(begin) [0-9]{20} end"}
-        with pytest.raises(InvalidParameterError, match=r"4 tokens are left .* needs at least \d\d; raise max_tokens"):
+        with pytest.raises(InvalidParameterError, match=r"4 tokens are left .* needs about \d\d; raise max_tokens"):
             engine.submit([5, 6], structured=long, max_tokens=4)
         with pytest.raises(InvalidParameterError, match="10 tokens are left"):
             engine.submit([5, 6], structured=long)
+        with pytest.raises(InvalidParameterError, match=r"1 tokens are left .* needs at least 3; raise max_tokens"):
+            engine.submit([5, 6], structured={"choice": ["(a)", "(the)"]}, max_tokens=1)
 
 
 def test_grammars_are_compiled_once(compiler):

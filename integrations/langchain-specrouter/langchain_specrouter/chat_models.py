@@ -19,7 +19,7 @@ from langchain_specrouter.errors import SpecRouterInvalidRequestError, SpecRoute
 from langchain_specrouter.messages import to_chat
 from langchain_specrouter.profile import assumed_profile, loaded_profile
 from langchain_specrouter.settings import PROVIDER, Call, SpecRouterSettings
-from langchain_specrouter.statistics import Statistics, StatsLevel
+from langchain_specrouter.statistics import Statistics, StatsLevel, StatsSink
 from langchain_specrouter.structured import (
     METHODS,
     Method,
@@ -47,7 +47,7 @@ class ChatSpecRouter(ConcurrentRuns, SpecRouterSettings, BaseChatModel):
     """Chat models that run on this machine, with lossless multi-level speculative decoding.
 
     Setup:
-        `pip install langchain-specrouter "specrouter-llm[structured]"`; no key, no server.
+        `pip install langchain-specrouter`; no key, no server.
 
     Key init args:
         model, drafts: the target and smaller models of the same family; or engine=, a `SpecRouter` of your own.
@@ -82,6 +82,8 @@ class ChatSpecRouter(ConcurrentRuns, SpecRouterSettings, BaseChatModel):
 
     stats: StatsLevel = "summary"
     """"detailed" lists every decoding step."""
+    stats_sinks: frozenset[StatsSink] = frozenset({"response_metadata"})
+    """Where statistics are put; "custom_event" needs a surrounding run."""
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further variables of the chat template, such as enable_thinking."""
 

@@ -103,7 +103,8 @@ class SpecRouterLLM(SpecRouterSettings, BaseLLM):
         call = self._stream_call(stop, kwargs)
         with core_errors():
             engine = await asyncio.to_thread(self._engine_of, call.model, call.drafts)
-            with engine.astream(prompt, call.params, **call.options) as handle:
+            handle = await asyncio.to_thread(engine.astream, prompt, call.params, **call.options)  # encodes the prompt
+            with handle:
                 async for delta in handle:
                     chunk = GenerationChunk(text=delta.text)
                     if run_manager is not None:
@@ -137,7 +138,7 @@ class SpecRouterLLM(SpecRouterSettings, BaseLLM):
             raise SpecRouterTimeoutError(
                 f"the answer was not complete after timeout={call.options.get('timeout')} s", completion.text
             )
-        told, _ = Statistics.of(self.stats, self.stats_sinks, {}).report(completion, call.model)
+        told, _ = Statistics(self.stats, ("response_metadata",)).report(completion, call.model)
         counts = usage(completion)
         names = ("input_tokens", "output_tokens", "total_tokens")
         return {**told, "usage_metadata": {name: counts[name] for name in names}}

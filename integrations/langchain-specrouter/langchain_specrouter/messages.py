@@ -92,9 +92,11 @@ def _text(message: BaseMessage, where: str) -> str:
 
 
 def _blocks(message: BaseMessage) -> list[Mapping[str, Any]]:
-    if isinstance(message.content, str):
-        return []
-    return [{"type": "text", "text": block} if isinstance(block, str) else block for block in message.content]
+    return [] if isinstance(message.content, str) else _parts(message.content)
+
+
+def _parts(content: Sequence[str | Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [{"type": "text", "text": part} if isinstance(part, str) else part for part in content]
 
 
 def _joined(blocks: Iterable[Mapping[str, Any]], where: str) -> str:
@@ -113,20 +115,20 @@ def _block_text(block: Mapping[str, Any], where: str) -> str:
 
 
 def _tool_result(block: Mapping[str, Any], where: str) -> dict[str, Any]:
-    content = block.get("content", "")
-    text = content if isinstance(content, str) else _joined(content, where)
+    content = block.get("content") or ""
+    text = content if isinstance(content, str) else _joined(_parts(content), where)
     return {"role": "tool", "content": text, "tool_call_id": block.get("tool_use_id")}
 
 
 def _tool_calls(message: AIMessage) -> list[dict[str, Any]]:
     """Calls of the message, those in Anthropic's `tool_use` blocks included, each id once."""
-    calls = {call["id"]: (call["name"], call["args"]) for call in message.tool_calls}
-    for block in _blocks(message):
-        if block.get("type") == "tool_use":
-            calls.setdefault(block.get("id"), (str(block.get("name")), block.get("input") or {}))
+    calls = [(call["id"], call["name"], call["args"]) for call in message.tool_calls]
+    known = {id_ for id_, _, _ in calls}
+    blocks = [block for block in _blocks(message) if block.get("type") == "tool_use" and block.get("id") not in known]
+    calls += [(block.get("id"), str(block.get("name")), block.get("input") or {}) for block in blocks]
     return [
         {"id": id_, "type": "function", "function": {"name": name, "arguments": json.dumps(args, ensure_ascii=False)}}
-        for id_, (name, args) in calls.items()
+        for id_, name, args in calls
     ]
 
 

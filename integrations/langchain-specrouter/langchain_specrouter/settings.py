@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from langchain_core.language_models.base import BaseLanguageModel
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SkipValidation, model_validator
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from specrouter_llm import SpecRouter
 
 PROVIDER = "specrouter"
-StatsSink: TypeAlias = Literal["response_metadata", "additional_kwargs", "custom_event"]
 
 _SAMPLING = frozenset(SamplingParams.model_fields) - {"structured"}
 _ROUTING = ("chain", "windows", "speculation", "timeout", "on_step")
@@ -88,8 +87,6 @@ class SpecRouterSettings(BaseModel):
     """Seconds for one answer; then the call raises SpecRouterTimeoutError."""
     on_step: Callable[[StepInfo], None] | None = Field(default=None, exclude=True, repr=False)
     """Called in the engine's thread after each decoding step of each request."""
-    stats_sinks: frozenset[StatsSink] = frozenset({"response_metadata"})
-    """Where statistics are put; "custom_event" needs a surrounding run."""
 
     max_retries: int | None = Field(default=None, exclude=True)
     """Accepted for compatibility: there is no network between you and the model."""
@@ -97,7 +94,8 @@ class SpecRouterSettings(BaseModel):
     """Accepted for compatibility."""
     streaming: bool | None = None
 
-    _engines: dict[tuple[str, tuple[str, ...] | None], SpecRouter] = PrivateAttr(default_factory=dict)
+    _engines: list[SpecRouter] = PrivateAttr(default_factory=list)
+    """Those that calls of this model have used, one of the user's own aside."""
 
     @model_validator(mode="before")
     @classmethod
@@ -136,25 +134,36 @@ class SpecRouterSettings(BaseModel):
         A later call loads the model again. An engine that was handed over is its owner's to close.
         """
         while self._engines:
-            close_shared(self._engines.popitem()[1])
+            close_shared(self._engines.pop())
 
     def _engine_of(self, model: str, drafts: Sequence[str] | None) -> SpecRouter:
         """The engine that serves `model`; loads it if need be, which blocks."""
         if self.engine is not None and model == self.model:
+            if drafts is not None:
+                raise SpecRouterInvalidRequestError("drafts make an engine; one was given: leave them out")
             return self.engine  # type: ignore[no-any-return]
-        key = (model, None if drafts is None else tuple(drafts))
-        engine = self._engines.get(key)
-        if engine is None or engine.closed:
-            options = {**self.engine_kwargs, **({} if self.policy is None else {"policy": self.policy})}
-            with core_errors():
-                engine = shared_engine(model, drafts, **options)
-            self._engines[key] = engine
+        options = {**self.engine_kwargs, **({} if self.policy is None else {"policy": self.policy})}
+        with core_errors():
+            engine = shared_engine(model, drafts, **options)
+        if engine not in self._engines:
+            self._engines = [*(used for used in self._engines if not used.closed), engine]
             if model == self.model:
                 self._on_loaded(engine)
         return engine
 
     def _on_loaded(self, engine: SpecRouter) -> None:
         """Called when the engine of `self.model` has been found."""
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """A copy that shares the engines."""
+        kept = {id(engine): engine for engine in (self.engine, *self._engines) if engine is not None}
+        return super().__deepcopy__({**(memo or {}), **kept})
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """The description alone: a pickled model loads its engine anew."""
+        state = super().__getstate__()
+        private = {**(state["__pydantic_private__"] or {}), "_engines": []}
+        return {**state, "__dict__": {**state["__dict__"], "engine": None}, "__pydantic_private__": private}
 
     # ---------------------------------------------------------------- one call
 

@@ -14,6 +14,7 @@ from specrouter_llm import Completion, StepInfo
 from specrouter_llm.chat import metadata
 
 StatsLevel: TypeAlias = Literal["off", "summary", "detailed"]
+StatsSink: TypeAlias = Literal["response_metadata", "additional_kwargs", "custom_event"]
 SPECULATION = "speculative_decoding"
 EVENT = "specrouter.speculative_decoding"
 

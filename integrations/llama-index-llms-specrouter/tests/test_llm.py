@@ -11,7 +11,9 @@ import threading
 
 import pytest
 from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlock
+from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
+from pydantic import BaseModel
 
 from llama_index.llms.specrouter import SpecRouterLLM
 from specrouter_llm.chat import close_shared, shared_engine
@@ -80,6 +82,9 @@ def test_pickling_leaves_the_engine_behind(scripted):
         ({"model": "demo", "temperature": -1}, "temperature"),
         ({"model": "demo", "max_tokens": 0}, "max_tokens"),
         ({"model": "demo", "policy": "clever"}, "policy"),
+        ({"model": "demo", "temprature": 0.5}, "no field 'temprature'"),
+        ({"model": "demo", "template_kwargs": "enable_thinking"}, "template_kwargs"),
+        ({"engine": "demo"}, "engine must be a SpecRouter, got str"),
         ({"model": "demo", "additional_kwargs": {"repetition": 2}}, "unknown sampling parameter 'repetition'"),
     ],
 )
@@ -93,6 +98,20 @@ def test_loading_options_of_a_loaded_engine(scripted):
     engine = scripted("Hi.").engine
     with pytest.raises(InvalidParameterError, match="drafts"):
         SpecRouterLLM(engine=engine, drafts=["small"])
+    with pytest.raises(InvalidParameterError, match="serves 'scripted'"):
+        SpecRouterLLM("other", engine=engine)
+
+
+def test_a_copy_with_other_drafts_has_another_engine(forget):
+    """Fields of the copy count, not those of the original."""
+    llm = SpecRouterLLM("demo", max_tokens=3, engine_kwargs={"progress": False})
+    assert "demo/draft" in llm.engine.levels
+    copy = llm.model_copy(update={"drafts": []})
+    assert "demo/draft" not in copy.engine.levels
+    own = llm.engine
+    assert "demo/draft" in own.levels
+    llm.close()
+    assert (own.closed, copy.engine.closed) == (True, False)
 
 
 # ---------------------------------------------------------------- answers
@@ -186,8 +205,15 @@ def test_several_calls(scripted, parallel):
         assert len(response.message.additional_kwargs["tool_calls"]) == len(selected)
 
 
-def test_a_malformed_call_runs_nothing(scripted):
+def test_a_tool_choice_that_names_nothing(scripted):
+    tool = FunctionTool.from_defaults(lambda a: a, name="add", description="Add.")
+    with pytest.raises(InvalidParameterError, match="one of the tools: add"):
+        scripted("x").chat_with_tools([tool], user_msg="x", tool_choice={"type": "function", "function": "add"})
+
+
+def test_a_malformed_call_runs_nothing(scripted, monkeypatch):
     """It is an error for a direct caller; an agent gets a name that says what is wrong, and can tell the model."""
+    monkeypatch.setitem(sys.modules, "llguidance", None)  # with it there would be no such call
     llm = scripted('<tool_call>\n{"name": "add", "arguments": {"a": }}\n</tool_call>')
     tool = FunctionTool.from_defaults(lambda a=1: a, name="add", description="Add.")
     response = llm.chat_with_tools([tool], user_msg="x")
@@ -254,7 +280,12 @@ def test_unsupported_schema(scripted):
 
 
 @pytest.mark.parametrize(
-    ("argument", "words"), [({"temprature": 1}, "temprature"), ({"n": 2, "temperature": 1}, "n must be 1")]
+    ("argument", "words"),
+    [
+        ({"temprature": 1}, "temprature"),
+        ({"n": 2, "temperature": 1}, "n must be 1"),
+        ({"template_kwargs": "enable_thinking"}, "template_kwargs must be a dict"),
+    ],
 )
 def test_unknown_arguments(scripted, argument, words):
     with pytest.raises(InvalidParameterError, match=words):
@@ -272,6 +303,17 @@ def test_an_error_on_the_way_is_raised(scripted):
         llm.chat(HELLO)
     with pytest.raises(Exception, match="mine"):
         list(llm.stream_chat(HELLO))
+
+
+def test_a_timeout_of_a_structured_prediction_is_named(scripted):
+    class Album(BaseModel):
+        title: str
+
+    gate = threading.Event()
+    llm = scripted("x", timeout=0.05, engine_options={"gate": gate})
+    threading.Timer(0.2, gate.set).start()
+    with pytest.raises(ValueError, match="timeout passed before the Album was complete"):
+        llm.structured_predict(Album, PromptTemplate("An album"))
 
 
 def test_timeout_keeps_what_there_is(scripted):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import pickle
 import threading
 import time
 
@@ -306,6 +308,30 @@ def test_an_engine_of_ones_own_is_left_open(demo_engine):
         ChatSpecRouter(engine=demo_engine, model="other")
     with pytest.raises(ValueError, match="leave them out"):
         ChatSpecRouter(engine=demo_engine, drafts=["demo/draft"])
+
+
+def test_a_copy_with_other_engine_options_has_another_engine():
+    model = ChatSpecRouter(model="demo", max_tokens=2, engine_kwargs={"progress": False, "max_batch": 2}).load()
+    other = model.model_copy(update={"engine_kwargs": {"progress": False, "max_batch": 3}})
+    assert [made._engine_of("demo", None).config.max_batch for made in (model, other)] == [2, 3]
+    other.close()
+    assert not model._engine_of("demo", None).closed
+    model.close()
+
+
+@pytest.mark.parametrize("copied", [lambda m: pickle.loads(pickle.dumps(m)), copy.deepcopy], ids=["pickle", "deepcopy"])
+def test_a_loaded_model_can_be_copied(copied, demo):
+    """A deep copy shares the engine; a pickled model describes it, and would load it when it is used."""
+    loaded = ChatSpecRouter(model="demo", max_tokens=4, engine_kwargs={"progress": False}).load()
+    assert copied(loaded).invoke(QUESTION).content == loaded.invoke(QUESTION).content
+    assert copied(loaded)._engine_of("demo", None) is loaded._engine_of("demo", None)
+    loaded.close()
+    assert copied(demo).engine is (demo.engine if copied is copy.deepcopy else None)
+
+
+def test_drafts_for_one_call_do_not_go_with_an_engine_of_ones_own(demo):
+    with pytest.raises(SpecRouterInvalidRequestError, match="drafts make an engine"):
+        demo.invoke("hi", drafts=["demo/draft"])
 
 
 def test_a_closed_engine_says_so(scripted):

@@ -120,6 +120,33 @@ async def test_cancelling_frees_the_engine(tools):
             llm.invoke("go", timeout=0.1)
 
 
+@pytest.mark.parametrize("how", ["ainvoke", "astream"])
+async def test_the_event_loop_is_never_blocked(tools, monkeypatch, how):
+    """Encoding is made slow here, as that of a long document is; a task that ticks every millisecond goes on ticking."""
+    slow = 0.4
+    engine = tools.scripted_engine(lambda prompt: "")
+    encode = engine.tokenizer.encode
+    monkeypatch.setattr(engine.tokenizer, "encode", lambda *a, **k: time.sleep(slow) or encode(*a, **k))
+    llm = SpecRouterLLM(engine=engine, max_tokens=2)
+    gaps = [0.0]
+
+    async def tick():
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.001)
+            gaps.append(time.perf_counter() - before)
+
+    async def stream():
+        return [piece async for piece in llm.astream("go")]
+
+    ticking = asyncio.ensure_future(tick())
+    await asyncio.sleep(0.01)  # it has begun
+    with engine:
+        await {"ainvoke": lambda: llm.ainvoke("go"), "astream": stream}[how]()
+    ticking.cancel()
+    assert max(gaps) < slow / 2
+
+
 @pytest.mark.parametrize(("prompt", "error"), [("", InvalidPromptError), ("word " * 3000, ContextOverflowError)])
 def test_bad_prompts(llm, prompt, error):
     with pytest.raises(error):

@@ -46,6 +46,20 @@ def test_turns(message, turn):
     assert to_chat([message]) == [turn]
 
 
+def test_calls_without_an_id_are_all_sent():
+    calls = [{**CALL, "id": None}, {**CALL, "name": "sub", "id": None}]
+    (turn,) = to_chat([AIMessage("", tool_calls=calls)])
+    assert [call["function"]["name"] for call in turn["tool_calls"]] == ["add", "sub"]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"), [("3", "3"), (["3", {"type": "text", "text": "apples"}], "3\napples"), (None, "")]
+)
+def test_a_tool_result_among_the_users_blocks(content, text):
+    message = HumanMessage([{"type": "tool_result", "tool_use_id": "c1", "content": content}])
+    assert to_chat([message]) == [{"role": "tool", "content": text, "tool_call_id": "c1"}]
+
+
 def test_an_answer_can_be_sent_back_in_every_output_version():
     """Reasoning and calls are not repeated in the text, however the message stores them."""
     kept = AIMessage("Let me see.", tool_calls=[CALL], additional_kwargs={"reasoning_content": "hm"})

@@ -37,13 +37,19 @@ def test_another_model_is_not_given_this_ones_drafts_and_chain(cls):
         ({"model": "demo", "top_p": 2}, "top_p"),
         ({"model": "demo", "min_tokens": 9, "max_tokens": 3}, "min_tokens"),
         ({"model": "demo", "stats": "all"}, "stats"),
-        ({"model": "demo", "stats_sinks": {"mail"}}, "stats_sinks"),
         ({"model": "demo", "engine": "demo"}, "engine must be a SpecRouter, got str"),
     ],
 )
 def test_impossible_fields_are_refused_when_the_model_is_made(cls, fields, message):
     with pytest.raises(ValidationError, match=message):
         cls(**fields)
+
+
+def test_where_a_message_puts_its_statistics_is_one_of_three():
+    with pytest.raises(ValidationError, match="stats_sinks"):
+        ChatSpecRouter(model="demo", stats_sinks={"mail"})
+    with pytest.warns(UserWarning, match="has no field stats_sinks"):  # a text has generation_info only
+        SpecRouterLLM(model="demo", stats_sinks={"custom_event"})
 
 
 @BOTH

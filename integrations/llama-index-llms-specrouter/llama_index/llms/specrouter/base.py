@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -112,24 +113,30 @@ class SpecRouterLLM(StructuredPredictionLLM):
         """`model` names what is to be loaded; or `engine` is one that you made, and close.
 
         Raises:
-            ValueError: neither; a loading option beside `engine`; a field with an impossible value.
+            ValueError: neither; a loading option beside `engine`; a field that there is not, or with an impossible value.
         """
+        if unknown := sorted(fields.keys() - type(self).model_fields.keys()):
+            raise InvalidParameterError(
+                f"{type(self).__name__} has no field {', '.join(map(repr, unknown))}; further sampling parameters go into "
+                "additional_kwargs, options of SpecRouter.from_pretrained into engine_kwargs"
+            )
         if engine is not None:
-            loading = {"drafts", "policy", "engine_kwargs", "context_window"} & fields.keys()
-            if any(fields[name] for name in loading):
-                raise InvalidParameterError(f"engine= is loaded already; leave out {', '.join(sorted(loading))}")
-            model = model or engine.target
+            model = _target_of(engine, model, fields)
         if model is None:
             raise InvalidParameterError("give model='path/or/name' (with drafts=[...]), or engine=SpecRouter...")
         super().__init__(**{"model": model, **fields})
-        options = {"policy": self.policy, "max_context": self.context_window}
-        given = {key: value for key, value in options.items() if value is not None}
-        self._source = EngineSource(self.model, self.drafts, {**given, **self.engine_kwargs}, engine)
+        self._source = EngineSource(engine)
 
     @model_validator(mode="after")
     def _check_defaults(self) -> SpecRouterLLM:
         self._arguments({})
         return self
+
+    def __copy__(self) -> Self:
+        """A copy whose fields may be changed: it asks for an engine of its own."""
+        copied = super().__copy__()
+        copied._source = copy(self._source)
+        return copied
 
     @classmethod
     def class_name(cls) -> str:
@@ -140,7 +147,9 @@ class SpecRouterLLM(StructuredPredictionLLM):
     @property
     def engine(self) -> SpecRouter:
         """The engine that answers. The first use loads it, which takes a while."""
-        return self._source.engine()
+        options = {"policy": self.policy, "max_context": self.context_window}
+        given = {key: value for key, value in options.items() if value is not None}
+        return self._source.engine(self.model, self.drafts, **{**given, **self.engine_kwargs})
 
     def close(self) -> None:
         """Gives the memory back, for every object that shares this engine; the next call loads it again.
@@ -166,8 +175,8 @@ class SpecRouterLLM(StructuredPredictionLLM):
         """What instrumentation events say about this model: its fields, and its chain once it is loaded."""
         payload: dict[str, Any] = {"class_name": self.class_name(), "model_name": self.model}
         payload |= self.model_dump(mode="json", include=_REPORTED, exclude_none=True)
-        if self._source.ready:
-            payload["chain_of_models"] = model_info(self.engine).chain
+        if (engine := self._source.latest) is not None:
+            payload["chain_of_models"] = model_info(engine).chain
         return payload
 
     # ---------------------------------------------------------------- chat
@@ -326,6 +335,20 @@ _REPORTED = {
     *("model", "drafts", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop"),
     *("chain", "windows", "speculation", "policy", "timeout", "stats"),
 }
+
+
+def _target_of(engine: Any, model: str | None, fields: Mapping[str, Any]) -> str:
+    """The name of an engine's target. Raises InvalidParameterError for fields that contradict it."""
+    if not hasattr(engine, "submit"):
+        raise InvalidParameterError(f"engine must be a SpecRouter, got {type(engine).__name__}")
+    loading = [name for name in ("context_window", "drafts", "engine_kwargs", "policy") if fields.get(name)]
+    if loading:
+        raise InvalidParameterError(f"engine= is loaded already; leave out {', '.join(loading)}")
+    if model not in (None, engine.target):
+        raise InvalidParameterError(
+            f"model={model!r}, but the given engine serves {engine.target!r}: leave one of them out"
+        )
+    return str(engine.target)
 
 
 def _has_template(engine: SpecRouter) -> bool:

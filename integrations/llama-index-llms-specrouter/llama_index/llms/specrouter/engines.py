@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from specrouter_llm.chat import close_shared, shared_engine
@@ -12,30 +12,24 @@ if TYPE_CHECKING:
 
 
 class EngineSource:
-    """Makes no engine until it is asked for one. A pickled source holds the description only."""
+    """Makes no engine until it is asked for one. A pickled source has none."""
 
-    def __init__(
-        self, model: str, drafts: Sequence[str] | None, options: Mapping[str, Any], engine: SpecRouter | None
-    ) -> None:
-        self._model = model
-        self._drafts = drafts
-        self._options = options
-        self._given = engine
+    def __init__(self, given: SpecRouter | None) -> None:
+        self._given = given
         self._shared: SpecRouter | None = None
 
-    def engine(self) -> SpecRouter:
-        """The engine; blocks while it is loaded. Raises what loading raises."""
+    def engine(self, model: str, drafts: Sequence[str] | None, **options: Any) -> SpecRouter:
+        """The engine that was given, or the one of this description; blocks while it is loaded. Raises what loading raises."""
         if self._given is not None:
             return self._given
-        engine = self._shared
-        if engine is None or engine.closed:
-            engine = self._shared = shared_engine(self._model, self._drafts, **self._options)
-        return engine
+        self._shared = shared_engine(model, drafts, **options)
+        return self._shared
 
     @property
-    def ready(self) -> bool:
-        """Whether `engine` would return at once."""
-        return self._given is not None or (self._shared is not None and not self._shared.closed)
+    def latest(self) -> SpecRouter | None:
+        """The engine that was asked for last, if it is still open: nothing is loaded."""
+        engine = self._given or self._shared
+        return None if engine is None or engine.closed else engine
 
     def close(self) -> None:
         """Closes an engine that was loaded here; one that was handed over belongs to its maker."""
@@ -43,5 +37,11 @@ class EngineSource:
         if engine is not None:
             close_shared(engine)
 
+    def __copy__(self) -> EngineSource:
+        return EngineSource(self._given)
+
+    def __deepcopy__(self, memo: Any) -> EngineSource:
+        return EngineSource(self._given)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_given": None, "_shared": None}
+        return {"_given": None, "_shared": None}

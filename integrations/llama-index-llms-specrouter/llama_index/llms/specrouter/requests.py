@@ -32,6 +32,8 @@ class Arguments:
         merged = {key: value for source in (defaults, given) for key, value in source.items() if value is not None}
         options = {key: merged.pop(key) for key in OPTIONS & merged.keys()}
         chat = {key: merged.pop(key) for key in CHAT_FIELDS & merged.keys()}
+        if not isinstance(chat.get("template_kwargs", {}), Mapping):
+            raise InvalidParameterError(f"template_kwargs must be a dict, got {chat['template_kwargs']!r}")
         params = SamplingParams(**merged)
         if params.n > 1:
             raise InvalidParameterError(
@@ -55,7 +57,8 @@ def named_choice(choice: str | Mapping[str, Any] | None, names: Sequence[str], *
     Raises InvalidParameterError for a tool that is not there.
     """
     if isinstance(choice, Mapping):
-        choice = str(choice.get("function", {}).get("name", choice))
+        function = choice.get("function")
+        choice = str(function.get("name", choice) if isinstance(function, Mapping) else choice)
     if choice is None:
         choice = "required" if required else None
     elif choice == "any":

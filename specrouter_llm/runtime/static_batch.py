@@ -1,0 +1,89 @@
+"""The inputs of a recorded forward: one device tensor at a fixed address, written anew for every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from specrouter_llm.runtime.batch import Span
+from specrouter_llm.runtime.buckets import Bucket, tiles_of
+from specrouter_llm.runtime.cache import SlotCache
+
+
+class TileAttention(Protocol):
+    """Attention by device tensors alone; see `triton_attention.tile_attention`."""
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        tiles: Tensor,
+        extent: int,
+        scaling: float | None,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """[Hq, N, D] over slabs [slots, capacity, Hk, D] -> [N, Hq, Dv], zeros for tokens of no tile."""
+        ...
+
+
+class StaticBatch:
+    """An `AttentionContext` of one bucket, whose rows are whatever `fill` said last."""
+
+    def __init__(self, bucket: Bucket, cache: SlotCache, device: torch.device, attention: TileAttention) -> None:
+        self.bucket = bucket
+        self._attention = attention
+        self._capacity = cache.capacity
+        self._trash = cache.num_slots * cache.capacity
+        self._num_tiles = bucket.tiles(cache.num_slots)
+        sizes = [5 * bucket.tokens, 4 * self._num_tiles]
+        self._fields = torch.zeros(sum(sizes), dtype=torch.long, device=device)
+        by_token, by_tile = self._fields.split(sizes)
+        self.ids, self.positions, self.slots, self._write_index, self._wanted = by_token.view(5, -1).unbind()
+        self._tiles = by_tile.view(4, -1)
+
+    def fill(self, spans: Sequence[Span]) -> Tensor:
+        """Sets the inputs, in one copy; returns the indices of the wanted logits, on the device.
+
+        Tokens that pad the bucket go to the cache's trash and attend to nothing; nothing reads what they leave there.
+        """
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        wanted: list[int] = []
+        for span in spans:
+            ids.extend(span.token_ids)
+            positions.extend(range(span.start, span.end))
+            slots.extend([span.slot] * len(span.token_ids))
+            wanted.extend(range(len(ids) - span.num_logits, len(ids)))
+        writes = [slot * self._capacity + position for slot, position in zip(slots, positions, strict=True)]
+        writes.extend(range(self._trash, self._trash + self.bucket.tokens - len(writes)))
+        tiles = tiles_of(spans)
+        fields = [
+            number for field in (ids, positions, slots, writes, wanted) for number in _padded(field, self.bucket.tokens)
+        ]
+        fields += [number for field in zip(*tiles, strict=True) for number in _padded(field, self._num_tiles)]
+        self._fields.copy_(torch.tensor(fields, dtype=torch.long))
+        return self._wanted[: len(wanted)]
+
+    def write_index(self, device: torch.device) -> Tensor:
+        return self._write_index
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float | None,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        return self._attention(query, key, value, self._tiles, self.bucket.extent, scaling, window, softcap)
+
+
+def _padded(field: Sequence[int], length: int) -> list[int]:
+    return [*field, *[0] * (length - len(field))]

@@ -1,0 +1,271 @@
+"""Ragged attention on a CUDA device whose inputs are device tensors at fixed addresses, so that graphs can record it.
+
+Split-KV decoding (as in Flash-Decoding): each program attends one tile of a row's tokens, with all query heads of one key
+head, to SPLIT positions of the row's slot; a second kernel adds the splits up in order.
+
+A token's bits are a function of its position and of what its row holds up to it. Splits and blocks begin at fixed
+positions; what a tile, a longer neighbour in it, or a larger bucket adds is masked, and adds exactly 0 to sums that are
+scaled by exactly 1. The module needs triton; import it only where that may be missing with care.
+"""
+# Kernel parameters have no Python types.
+# ruff: noqa: ANN001, ANN202
+# mypy: disable-error-code="untyped-decorator,no-untyped-def"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from specrouter_llm.runtime.attention import RaggedContext, rounded_up
+from specrouter_llm.runtime.batch import Span
+from specrouter_llm.runtime.buckets import TILE_TOKENS, tiles_of
+
+SPLIT = 256
+"""Positions that one program attends to; changing it changes bits."""
+MAX_GROUP = 16
+MAX_HEAD_DIM = 256
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MIN_DOT = 16  # rows and columns of the smallest matrix product
+
+
+@triton.jit
+def _attend_split(
+    query,
+    key,
+    value,
+    tiles,
+    sums,
+    peaks,
+    totals,
+    query_head,
+    query_token,
+    key_slot,
+    key_token,
+    key_heads,
+    value_slot,
+    value_token,
+    value_heads,
+    num_tiles,
+    GROUP: tl.constexpr,
+    GROUP_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
+    SIZE: tl.constexpr,
+    SIZE_COLUMNS: tl.constexpr,
+    VALUE_SIZE: tl.constexpr,
+    VALUE_COLUMNS: tl.constexpr,
+    SCALE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SPLIT: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+):
+    """Program (tile, key head, split). Rows of a tile: GROUP_ROWS query heads of the first token, of the second, ..."""
+    tile = tl.program_id(0)
+    head = tl.program_id(1)
+    split = tl.program_id(2)
+    slot = tl.load(tiles + tile)
+    offset = tl.load(tiles + num_tiles + tile)
+    start = tl.load(tiles + 2 * num_tiles + tile)
+    count = tl.load(tiles + 3 * num_tiles + tile)
+    low = split * SPLIT
+    high = tl.minimum(low + SPLIT, start + count)
+    if WINDOW > 0:
+        low = tl.maximum(low, tl.maximum(start - WINDOW + 1, 0) // BLOCK * BLOCK)
+    if low < high:
+        row = tl.arange(0, ROWS)
+        token = row // GROUP_ROWS
+        member = row % GROUP_ROWS
+        live = (token < count) & (member < GROUP)
+        position = start + token
+        column = tl.arange(0, SIZE_COLUMNS)
+        value_column = tl.arange(0, VALUE_COLUMNS)
+        query_rows = (head * GROUP + member) * query_head + (offset + token) * query_token
+        q = tl.load(
+            query + query_rows[:, None] + column[None, :], mask=live[:, None] & (column < SIZE)[None, :], other=0.0
+        )
+        peak = tl.full([ROWS], -float("inf"), ACCUMULATOR)
+        total = tl.zeros([ROWS], ACCUMULATOR)
+        summed = tl.zeros([ROWS, VALUE_COLUMNS], ACCUMULATOR)
+        for block in range(low, high, BLOCK):
+            past = block + tl.arange(0, BLOCK)
+            known = past < high
+            k = tl.load(
+                key + slot * key_slot + past[:, None] * key_token + head * key_heads + column[None, :],
+                mask=known[:, None] & (column < SIZE)[None, :],
+                other=0.0,
+            )
+            score = tl.dot(q, tl.trans(k), input_precision="ieee", out_dtype=ACCUMULATOR) * SCALE
+            if SOFTCAP > 0:
+                score = (2 * tl.sigmoid(2 * score / SOFTCAP) - 1) * SOFTCAP
+            seen = known[None, :] & (past[None, :] <= position[:, None])
+            if WINDOW > 0:
+                seen = seen & (past[None, :] > position[:, None] - WINDOW)
+            score = tl.where(seen, score, -float("inf"))
+            raised = tl.maximum(peak, tl.max(score, 1))
+            base = tl.where(raised == -float("inf"), 0.0, raised)
+            weight = tl.exp(score - base[:, None])
+            kept = tl.exp(peak - base)
+            v = tl.load(
+                value + slot * value_slot + past[:, None] * value_token + head * value_heads + value_column[None, :],
+                mask=known[:, None] & (value_column < VALUE_SIZE)[None, :],
+                other=0.0,
+            )
+            added = tl.dot(weight.to(v.dtype), v, input_precision="ieee", out_dtype=ACCUMULATOR)
+            summed = summed * kept[:, None] + added
+            total = total * kept + tl.sum(weight, 1)
+            peak = raised
+        rows = ((tile.to(tl.int64) * tl.num_programs(1) + head) * tl.num_programs(2) + split) * ROWS + row
+        tl.store(sums + rows[:, None] * VALUE_COLUMNS + value_column[None, :], summed)
+        tl.store(peaks + rows, peak)
+        tl.store(totals + rows, total)
+
+
+@triton.jit
+def _add_splits(
+    tiles,
+    sums,
+    peaks,
+    totals,
+    output,
+    output_token,
+    output_head,
+    num_tiles,
+    num_splits,
+    GROUP: tl.constexpr,
+    GROUP_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
+    VALUE_SIZE: tl.constexpr,
+    VALUE_COLUMNS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    WINDOW: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+):
+    """Program (tile, key head): only the splits that `_attend_split` has written, from the first to the last."""
+    tile = tl.program_id(0)
+    head = tl.program_id(1)
+    offset = tl.load(tiles + num_tiles + tile)
+    start = tl.load(tiles + 2 * num_tiles + tile)
+    count = tl.load(tiles + 3 * num_tiles + tile)
+    first = start * 0
+    if WINDOW > 0:
+        first = tl.maximum(start - WINDOW + 1, 0) // SPLIT
+    row = tl.arange(0, ROWS)
+    column = tl.arange(0, VALUE_COLUMNS)
+    peak = tl.full([ROWS], -float("inf"), ACCUMULATOR)
+    total = tl.zeros([ROWS], ACCUMULATOR)
+    summed = tl.zeros([ROWS, VALUE_COLUMNS], ACCUMULATOR)
+    for split in range(first, tl.cdiv(start + count, SPLIT)):
+        rows = ((tile.to(tl.int64) * tl.num_programs(1) + head) * num_splits + split) * ROWS + row
+        other = tl.load(peaks + rows)
+        raised = tl.maximum(peak, other)
+        base = tl.where(raised == -float("inf"), 0.0, raised)
+        kept = tl.exp(peak - base)
+        scaled = tl.exp(other - base)
+        summed = (
+            summed * kept[:, None] + tl.load(sums + rows[:, None] * VALUE_COLUMNS + column[None, :]) * scaled[:, None]
+        )
+        total = total * kept + tl.load(totals + rows) * scaled
+        peak = raised
+    token = row // GROUP_ROWS
+    member = row % GROUP_ROWS
+    live = (token < count) & (member < GROUP)
+    result = summed / tl.where(live, total, 1.0)[:, None]
+    places = (offset + token) * output_token + (head * GROUP + member) * output_head
+    tl.store(
+        output + places[:, None] + column[None, :],
+        result.to(output.dtype.element_ty),
+        mask=live[:, None] & (column < VALUE_SIZE)[None, :],
+    )
+
+
+def tile_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tiles: Tensor,
+    extent: int,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attention of packed queries [Hq, N, D] over slabs [slots, capacity, Hk, D] -> [N, Hq, Dv]; see `TileAttention`.
+
+    `tiles` is [4, T] on the device: slot, offset, start and number of each `Tile`; a number of 0 is no tile. Tokens of no tile
+    get zeros. No tile may reach beyond `extent`.
+    """
+    heads, tokens, size = query.shape
+    key_heads, value_size = value.shape[2:]
+    group = heads // key_heads
+    group_rows = triton.next_power_of_2(group)
+    rows = max(_MIN_DOT, TILE_TOKENS * group_rows)
+    columns = max(_MIN_DOT, triton.next_power_of_2(value_size))
+    accumulator = torch.float64 if query.dtype == torch.float64 else torch.float32
+    num_tiles, num_splits = tiles.shape[1], triton.cdiv(extent, SPLIT)
+    shape = (num_tiles, key_heads, num_splits, rows)
+    sums = query.new_empty((*shape, columns), dtype=accumulator)
+    peaks, totals = query.new_empty((2, *shape), dtype=accumulator).unbind(0)
+    output = query.new_zeros(tokens, heads, value_size)
+    common = {
+        "GROUP": group,
+        "GROUP_ROWS": group_rows,
+        "ROWS": rows,
+        "VALUE_SIZE": value_size,
+        "VALUE_COLUMNS": columns,
+        "SPLIT": SPLIT,
+        "WINDOW": window or 0,
+        "ACCUMULATOR": tl.float64 if accumulator == torch.float64 else tl.float32,
+        "enable_fp_fusion": True,
+        "num_warps": 8 if rows * columns > 4096 else 4,
+    }
+    _attend_split[(num_tiles, key_heads, num_splits)](
+        query,
+        key,
+        value,
+        tiles,
+        sums,
+        peaks,
+        totals,
+        *query.stride()[:2],
+        *key.stride()[:3],
+        *value.stride()[:3],
+        num_tiles,
+        SIZE=size,
+        SIZE_COLUMNS=max(_MIN_DOT, triton.next_power_of_2(size)),
+        SCALE=scaling if scaling is not None else size**-0.5,
+        BLOCK=32 if query.element_size() > 2 else 64,
+        SOFTCAP=softcap or 0.0,
+        num_stages=2,
+        **common,
+    )
+    _add_splits[(num_tiles, key_heads)](
+        tiles, sums, peaks, totals, output, *output.stride()[:2], num_tiles, num_splits, **common
+    )
+    return output
+
+
+def agrees(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, head_dim: int) -> bool:
+    """Whether the kernels can be built for these shapes here and give what scaled_dot_product_attention gives.
+
+    Tried on random states over a short and a long context. What a compiler or driver raises counts as no.
+    """
+    if dtype not in _DTYPES or heads // key_heads > MAX_GROUP or head_dim > MAX_HEAD_DIM:
+        return False
+    spans = [Span(1, 2 * SPLIT + 77, [0] * 11, 0), Span(0, 3, [0] * 2, 0)]
+    capacity = rounded_up(spans[0].end, SPLIT)
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    query, tiles = random(heads, 13, head_dim), tiles_of(spans)
+    key, value = random(2, capacity, key_heads, head_dim), random(2, capacity, key_heads, head_dim)
+    table = torch.tensor(tiles, device=device).t().contiguous()
+    try:
+        ours = tile_attention(query, key, value, table, capacity, None, None, None)
+    except Exception:
+        return False
+    expected = RaggedContext(spans, capacity).attend(query, key, value, head_dim**-0.5)
+    return bool(torch.allclose(ours, expected, atol=0.02 if dtype.itemsize < 4 else 1e-4, rtol=0.0))

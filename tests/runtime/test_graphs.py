@@ -1,0 +1,270 @@
+"""The graph runner's logic without a device: what is "recorded" is called again on the same static inputs."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from specrouter_llm import SpecRouter
+from specrouter_llm.config import EngineConfig
+from specrouter_llm.runtime import graphs as graphs_module
+from specrouter_llm.runtime.attention import RaggedContext
+from specrouter_llm.runtime.batch import Span
+from specrouter_llm.runtime.graphs import GraphRunner
+from specrouter_llm.runtime.probe import PROBE_LENGTH
+from specrouter_llm.runtime.runner import EagerRunner
+from specrouter_llm.runtime.select import make_runner
+
+SHAPE = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.3,
+}
+LAYERS = ["sliding_attention", "full_attention"]
+MODELS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(head_dim=16, **SHAPE)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(head_dim=16, sliding_window=7, layer_types=LAYERS, **SHAPE)),
+}
+
+
+def host_attention(query, key, value, tiles, extent, scaling, window, softcap):
+    """What the kernels do, by scaled_dot_product_attention, from the same device tensors."""
+    spans = [Span(slot, start, [0] * number, 0) for slot, _, start, number in tiles.t().tolist() if number]
+    assert all(span.end <= extent for span in spans)
+    fed = sum(len(span.token_ids) for span in spans)
+    output = query.new_zeros(query.shape[1], query.shape[0], value.shape[3])
+    output[:fed] = RaggedContext(spans, key.shape[1]).attend(query[:, :fed], key, value, scaling, window, softcap)
+    return output
+
+
+class Recorder:
+    """A `Capture` that counts what it records."""
+
+    def __init__(self):
+        self.recorded = 0
+
+    def __call__(self, run):
+        self.recorded += 1
+        run()  # a warm-up writes what the step writes
+        return run
+
+
+def tiny(kind="llama", dtype=torch.float64):
+    """A random model."""
+    torch.manual_seed(3)
+    return MODELS[kind]().to(dtype).eval()
+
+
+def graph_runner(model, *, num_slots=3, context_length=512, strict=False, capture=None):
+    """A GraphRunner that needs no device."""
+    return GraphRunner(
+        "m",
+        model,
+        num_slots=num_slots,
+        context_length=context_length,
+        capture=capture or Recorder(),
+        attention=host_attention,
+        strict=strict,
+    )
+
+
+@pytest.fixture(scope="module", params=[(kind, strict) for kind in MODELS for strict in (False, True)], ids=str)
+def runners(request):
+    """The eager runner of a model, and a graph runner of the same."""
+    kind, strict = request.param
+    model = tiny(kind)
+    eager = EagerRunner("m", copy.deepcopy(model), num_slots=3, context_length=512)
+    return eager, graph_runner(model, context_length=512, strict=strict)
+
+
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_ragged_steps_equal_the_eager_runner(runners, data):
+    """Rows of any length, rejections, prompts too long for a graph, strict or not: the logits of the eager runner."""
+    eager, runner = runners
+    lengths = [0, 0, 0]  # what earlier examples left lies behind them
+    for _ in range(5):
+        spans = []
+        for slot in data.draw(st.permutations([0, 1, 2]))[: data.draw(st.integers(1, 3))]:
+            keep = data.draw(st.integers(0, lengths[slot]))  # the rest was rejected
+            fed = min(512 - keep, data.draw(st.sampled_from([1, 2, 3, 5, 9, 17, 70, 130])))
+            if not fed:
+                continue
+            ids = [(7 * i + data.draw(st.integers(0, 39))) % 40 for i in range(fed)]
+            lengths[slot] = keep + fed
+            spans.append(Span(slot, keep, ids, data.draw(st.integers(0, fed))))
+        if not spans:
+            continue
+        expected, actual = eager.forward(spans), runner.forward(spans)
+        assert expected.shape == actual.shape
+        assert torch.allclose(expected, actual, atol=1e-6, rtol=1e-6)  # norms run in float32 even in float64 models
+
+
+def test_padding_touches_no_slot():
+    """Only the positions that were fed are written; what pads the bucket lands behind the slabs."""
+    runner = graph_runner(tiny(), strict=True)
+    runner.forward([Span(1, 4, [1, 2, 3], 3)])
+    for layer in runner._cache.layers:
+        for slab in (layer.keys, layer.values):
+            written = slab.flatten(2).count_nonzero(dim=2).nonzero().tolist()
+            assert written == [[1, 4], [1, 5], [1, 6]]
+
+
+def test_slabs_never_move():
+    """Graphs hold addresses: the cache has its full size when the first graph is recorded."""
+    runner = graph_runner(tiny(), context_length=1500)
+    runner.forward([Span(0, 0, [1], 1)])
+    addresses = [layer.keys.data_ptr() for layer in runner._cache.layers]
+    runner.forward([Span(0, 0, [1] * 1400, 1)])
+    runner.forward([Span(2, 1400, [1] * 100, 1)])
+    assert addresses == [layer.keys.data_ptr() for layer in runner._cache.layers]
+    with pytest.raises(ValueError, match="1501 positions were asked for, the cache is limited to 1500"):
+        runner.forward([Span(0, 1500, [1], 1)])
+
+
+def test_a_bucket_is_recorded_once_and_the_oldest_makes_room(monkeypatch):
+    """Steps of one shape share a graph; the number of graphs is bounded."""
+    monkeypatch.setattr(graphs_module, "MAX_GRAPHS", 2)
+    capture = Recorder()
+    runner = graph_runner(tiny(), capture=capture)
+    capture.recorded = 0  # the check at load has recorded its own
+
+    def step(tokens):
+        runner.forward([Span(0, 0, [1] * tokens, 1)])
+        return capture.recorded
+
+    assert [step(n) for n in (1, 1, 3, 4)] == [1, 1, 2, 2]
+    assert step(1) == 2
+    assert step(8) == 3  # in place of 4, which was used before 1
+    assert step(1) == 3
+    assert step(4) == 4
+
+
+def test_results_outlive_the_next_step():
+    """Logits are copied out of the memory that the next replay overwrites."""
+    shared = []
+
+    def capture(run):
+        shared.append(run())
+
+        def replay():
+            return shared[-1].copy_(run()) if shared[-1].shape == (1, 40) else run()
+
+        return replay
+
+    runner = graph_runner(tiny(), capture=capture)
+    first = runner.forward([Span(0, 0, [1], 1)])
+    kept = first.clone()
+    runner.forward([Span(0, 1, [2], 1)])
+    assert torch.equal(kept, first)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_broken_token_breaks_what_follows_and_nothing_else(strict):
+    """NaN reaches its own and later positions of its row, not its neighbours, not what replaces it, nor a cleared slot."""
+    model = tiny()
+    runner = graph_runner(model, strict=strict)
+    expected = runner.forward([Span(0, 0, [1, 2, 3], 3)])
+    with torch.no_grad():
+        model.model.embed_tokens.weight[5] = torch.nan
+    broken = runner.forward([Span(0, 0, [1, 2, 5, 6], 4), Span(1, 0, [1, 2], 2)]).isnan().all(dim=1)
+    assert [False, False, True, True, False, False] == broken.tolist()
+    assert torch.allclose(expected[2:], runner.forward([Span(0, 2, [3], 1)]))
+    assert runner.forward([Span(0, 3, [5], 1)]).isnan().all()
+    runner.clear(0)
+    assert torch.allclose(expected, runner.forward([Span(0, 0, [1, 2, 3], 3)]))
+
+
+@pytest.fixture(scope="module")
+def strict_runner():
+    """A strict float32 runner with room for every context that the probe knows."""
+    return graph_runner(tiny(dtype=torch.float32), context_length=PROBE_LENGTH, strict=True)
+
+
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_strict_bits_do_not_depend_on_company_or_pieces(strict_runner, data):
+    """Where the probe finds the bits of a fixed number of rows to be equal, they are: for any cuts and neighbours."""
+    runner = strict_runner
+    if runner.guarantee != "bitwise":
+        pytest.skip("this machine does not keep bits")
+    length = data.draw(st.sampled_from([5, 130, 300]))
+    ids = [(i * i + 3 * i) % 40 for i in range(length)]
+    whole = runner.forward([Span(0, 0, ids, length)])
+    cuts = sorted(data.draw(st.sets(st.integers(1, length - 1), max_size=4)))
+    pieces = []
+    for start, end in zip([0, *cuts], [*cuts, length], strict=True):
+        mates = [Span(1, 0, ids[: data.draw(st.integers(1, 100))], 0)] if data.draw(st.booleans()) else []
+        pieces.append(runner.forward([*mates, Span(2, start, ids[start:end], end - start)]))
+    assert torch.equal(whole, torch.cat(pieces))
+
+
+def test_a_forward_whose_bits_depend_on_the_batch_is_not_called_bitwise():
+    """The probe, not the mode, decides what is promised."""
+    model = tiny(dtype=torch.float32)
+
+    def leaking(query, *rest):
+        output = host_attention(query, *rest)
+        return output + 1e-7 * query.shape[1] * output.abs().sum(dim=(1, 2), keepdim=True).roll(1, 0)
+
+    runner = GraphRunner(
+        "m", model, num_slots=2, context_length=512, capture=Recorder(), attention=leaking, strict=True
+    )
+    assert runner.guarantee == "near-tie"
+    assert graph_runner(tiny(dtype=torch.float32)).guarantee == "near-tie"
+
+
+def test_a_forward_that_cannot_be_recorded_gives_the_model_back():
+    """The model is as before, so that another runner can have it."""
+    model = tiny()
+    own = model.config._attn_implementation
+
+    def capture(run):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="capturing"):
+        graph_runner(model, capture=capture)
+    assert own == model.config._attn_implementation
+
+
+def test_an_engine_over_graphs_is_lossless():
+    """Chains, batches and prefix reuse over the graph runner: the tokens of plain decoding over the eager one."""
+    prompts = [[1, 2, 3] * 8, [5], [7, 8] * 90, [9, 4, 4]]
+
+    def engine(make):
+        runners = {"draft": make(tiny()), "target": make(tiny("qwen3"))}
+        return SpecRouter(runners, target="target", max_context=512, config=EngineConfig(max_batch=3))
+
+    with engine(lambda model: EagerRunner("m", model, num_slots=3, context_length=512)) as plain:
+        expected = [c.token_ids for c in plain.generate(prompts, max_tokens=20, speculation=False)]
+    for strict in (False, True):
+        with engine(lambda model, strict=strict: graph_runner(model, strict=strict)) as ours:
+            for chain in ([], ["ngram"], ["draft"]):
+                options = {"chain": chain} if chain else {"speculation": False}
+                assert expected == [c.token_ids for c in ours.generate(prompts, max_tokens=20, **options)]
+
+
+def test_without_a_device_the_eager_runner_stays(caplog):
+    """Strict mode that cannot be kept is said."""
+    options = {"num_slots": 1, "context_length": 512, "keep": True, "pack": False}
+    runner = make_runner("m", tiny(), **options, strict=True)
+    assert type(runner) is EagerRunner
+    assert "strict=True" in caplog.text
