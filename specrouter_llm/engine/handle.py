@@ -21,28 +21,38 @@ class Mailbox(Generic[T]):
         self._items: deque[T] = deque()
         self._condition = threading.Condition()
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._awaited: type | None = None
+        """The consumer waits for an item of this kind and leaves the others lying; None: it waits for any."""
 
     def put(self, item: T) -> None:
         with self._condition:
             self._items.append(item)
+            if self._awaited is not None and not isinstance(item, self._awaited):
+                return  # waking a thread costs the models' thread time
             self._condition.notify()
             waiters, self._waiters = self._waiters, []
         for loop, future in waiters:
             with contextlib.suppress(RuntimeError):  # the consumer's event loop is closed: nobody is waiting any more
                 loop.call_soon_threadsafe(_wake, future)
 
-    def get(self) -> T:
-        """The next item; blocks."""
+    def get(self, awaited: type | None = None) -> T:
+        """The next item, once there is one of the kind `awaited`; blocks."""
         with self._condition:
-            while not self._items:
+            self._awaited = awaited
+            while not self._ready():
                 self._condition.wait()
             return self._items.popleft()
 
-    async def aget(self) -> T:
-        """The next item, without blocking the event loop."""
+    def _ready(self) -> bool:
+        awaited = self._awaited
+        return bool(self._items) if awaited is None else any(isinstance(item, awaited) for item in self._items)
+
+    async def aget(self, awaited: type | None = None) -> T:
+        """`get` without blocking the event loop."""
         while True:
             with self._condition:
-                if self._items:
+                self._awaited = awaited
+                if self._ready():
                     return self._items.popleft()
                 loop = asyncio.get_running_loop()
                 future: asyncio.Future[None] = loop.create_future()
@@ -85,7 +95,7 @@ class Handle:
 
     def __next__(self) -> Delta:
         while not self.done:
-            delta = self._take(self._guarded_get())
+            delta = self._take(self._guarded_get(None))
             if delta is not None:
                 return delta
         self._raise_failure()
@@ -94,12 +104,12 @@ class Handle:
     def result(self) -> list[Completion]:
         """All samples, in order; blocks until they have ended. Failed ones carry their error."""
         while not self.done:
-            self._take(self._guarded_get())
+            self._take(self._guarded_get(Completion))
         return sorted(self._completions, key=lambda completion: completion.index)
 
-    def _guarded_get(self) -> Delta | Completion:
+    def _guarded_get(self, awaited: type | None) -> Delta | Completion:
         try:
-            return self._mailbox.get()
+            return self._mailbox.get(awaited)
         except BaseException:  # KeyboardInterrupt above all
             self.cancel()
             raise
@@ -111,7 +121,7 @@ class Handle:
 
     async def __anext__(self) -> Delta:
         while not self.done:
-            delta = self._take(await self._guarded_aget())
+            delta = self._take(await self._guarded_aget(None))
             if delta is not None:
                 return delta
         self._raise_failure()
@@ -120,12 +130,12 @@ class Handle:
     async def aresult(self) -> list[Completion]:
         """`result()` without blocking the event loop; cancelling the task cancels the request."""
         while not self.done:
-            self._take(await self._guarded_aget())
+            self._take(await self._guarded_aget(Completion))
         return sorted(self._completions, key=lambda completion: completion.index)
 
-    async def _guarded_aget(self) -> Delta | Completion:
+    async def _guarded_aget(self, awaited: type | None) -> Delta | Completion:
         try:
-            return await self._mailbox.aget()
+            return await self._mailbox.aget(awaited)
         except BaseException:
             self.cancel()
             raise

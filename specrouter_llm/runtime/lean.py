@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from specrouter_llm.runtime.attention import STORAGE_STEP, RaggedContext
 from specrouter_llm.runtime.batch import Span, packed_inputs
 from specrouter_llm.runtime.cache import SlotCache
-from specrouter_llm.runtime.packing import PackedLinear, drop_weights, packable
+from specrouter_llm.runtime.packing import PackedLinear, choose_padding, drop_weights, packable
 from specrouter_llm.runtime.parity import check_parity, native_logits, probe_inputs
 from specrouter_llm.runtime.probe import is_bitwise
 from specrouter_llm.types import Guarantee
@@ -91,6 +91,7 @@ class LeanRunner:
         self._cos, self._sin = self._rotary_table(STORAGE_STEP)
         self._cache = SlotCache(len(self._layers), len(inputs), STORAGE_STEP)
         check_parity(name, self.forward, inputs, expected, model.dtype)
+        choose_padding(self._linears(), lambda: self.forward([Span(0, 0, [0], 1)]))
         self.guarantee: Guarantee = "bitwise" if self._is_bitwise() else "near-tie"
         self._cache = SlotCache(len(self._layers), num_slots, context_length)
 
@@ -137,14 +138,13 @@ class LeanRunner:
             signed = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
             return cos[0, :, None], signed[:, None]
 
+    def _linears(self) -> list[PackedLinear]:
+        groups = ((layer.query_key_value, layer.output, layer.gate_up, layer.down) for layer in self._layers)
+        return [*(linear for group in groups for linear in group), self._head]
+
     def _is_bitwise(self) -> bool:
-        stable = self._head.stable and all(
-            linear.stable
-            for layer in self._layers
-            for linear in (layer.query_key_value, layer.output, layer.gate_up, layer.down)
-        )
         shape = (self._heads, self._key_heads, self._head_dim)
-        return stable and is_bitwise(self.forward, self.vocab_size, shape)
+        return all(linear.stable for linear in self._linears()) and is_bitwise(self.forward, self.vocab_size, shape)
 
     def clear(self, slot: int) -> None:
         with torch.inference_mode():

@@ -8,8 +8,10 @@ them), hence `packable` and the plain path beside them.
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -33,12 +35,14 @@ class PackedLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         self.out_features = sum(self.sizes)
         self._bias = _joined_bias(sources)
         self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _PACK_BATCH)
-        self._least_rows = least_rows(self._weight, self.in_features, self.out_features, torch.get_num_threads())
+        least = least_rows(self._weight, self.in_features, self.out_features, torch.get_num_threads())
+        self.stable = least is not None
+        """Whether a row's bits were found to be the same in every number of rows, from the least on."""
+        self._least_rows = self._padded_rows = least or 1
 
-    @property
-    def stable(self) -> bool:
-        """Whether a row's bits were found to be the same in every number of rows."""
-        return self._least_rows is not None
+    def pad_to(self, rows: int) -> None:
+        """Runs fewer rows as so many, which may be faster and changes no bits."""
+        self._padded_rows = max(self._least_rows, rows)
 
     @property
     def weight(self) -> Tensor:
@@ -50,8 +54,8 @@ class PackedLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         count = rows.shape[-2]
         if count > BLOCK_ROWS:
             return torch.cat([self.forward(block) for block in rows.split(BLOCK_ROWS, dim=-2)], dim=-2)
-        if self._least_rows is not None and count < self._least_rows:
-            padded = nn.functional.pad(rows, (0, 0, 0, self._least_rows - count))
+        if count < self._padded_rows:
+            padded = nn.functional.pad(rows, (0, 0, 0, self._padded_rows - count))
             return self._run(padded)[..., :count, :]
         return self._run(rows)
 
@@ -129,6 +133,23 @@ def packable(model: nn.Module, device: str = "cpu") -> bool:
         for linear in linears
     )
     return bool(linears) and plain and not watched and has_packing()
+
+
+PADDINGS = (1, 4)
+"""Numbers of rows to choose from for `PackedLinear.pad_to`: oneDNN may stream a large weight faster for a few rows."""
+
+
+def choose_padding(layers: Sequence[PackedLinear], step: Callable[[], object]) -> None:
+    """Sets the padding with which a step of one token takes the least time, found by trying: the best of three each."""
+    best = dict.fromkeys(PADDINGS, math.inf)
+    for rows in PADDINGS * 3:
+        for layer in layers:
+            layer.pad_to(rows)
+        started = time.perf_counter()
+        step()
+        best[rows] = min(best[rows], time.perf_counter() - started)
+    for layer in layers:
+        layer.pad_to(min(best, key=lambda rows: best[rows]))
 
 
 def drop_weights(sources: Sequence[nn.Linear]) -> None:

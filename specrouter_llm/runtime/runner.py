@@ -13,7 +13,7 @@ from torch import Tensor
 from specrouter_llm.runtime.attention import ATTENTION_NAME, STORAGE_STEP
 from specrouter_llm.runtime.batch import Span, packed_inputs
 from specrouter_llm.runtime.cache import SlotCache
-from specrouter_llm.runtime.packing import pack_linears
+from specrouter_llm.runtime.packing import choose_padding, pack_linears
 from specrouter_llm.runtime.parity import check_parity, native_logits, probe_inputs
 from specrouter_llm.runtime.probe import is_bitwise
 from specrouter_llm.types import Guarantee
@@ -84,6 +84,8 @@ class EagerRunner:
             except Exception:
                 _give_back(model)
                 raise
+            if packed:
+                choose_padding(packed, lambda: self.forward([Span(0, 0, [0], 1)]))
             if packed and all(linear.stable for linear in packed):
                 self.guarantee = (
                     "bitwise" if is_bitwise(self.forward, self.vocab_size, head_shape(model)) else "near-tie"

@@ -40,7 +40,9 @@ def make_runner(
     """
     if pack and can_run_lean(model):
         return LeanRunner(name, model, num_slots=num_slots, context_length=context_length, keep=keep)
-    runner = _graph_runner(name, model, num_slots, context_length, strict) if _is_on_one_cuda_device(model) else None
+    runner: Runner | None = None
+    if _is_on_one_cuda_device(model):
+        runner = _graph_runner(name, model, num_slots, context_length, strict)
     if runner is None:
         replace = pack and not keep and packable(model)
         runner = EagerRunner(name, model, num_slots=num_slots, context_length=context_length, pack=replace)

@@ -1,6 +1,7 @@
 """The lean runner: the model's own arithmetic over packed weights, bit for bit the same in any company."""
 
 import copy
+import time
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from specrouter_llm.errors import UnsupportedModelError
 from specrouter_llm.runtime import lean as lean_module
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.lean import LeanRunner, can_run_lean
-from specrouter_llm.runtime.packing import BLOCK_ROWS, PackedLinear, has_packing, packable
+from specrouter_llm.runtime.packing import BLOCK_ROWS, PackedLinear, choose_padding, has_packing, packable
 from specrouter_llm.runtime.runner import EagerRunner
 from specrouter_llm.runtime.select import make_runner
 
@@ -197,3 +198,24 @@ def test_other_architectures_are_packed_layer_by_layer():
     if runner.guarantee == "bitwise":
         assert torch.equal(one, runner.forward([Span(0, 0, [1, 2, 3], 3)]))
     runner.close()
+
+
+@pytest.mark.parametrize("faster", [1, 4])
+def test_padding_is_what_takes_less_time_and_changes_no_bits(faster, monkeypatch):
+    """The faster of two ways to run a single row is kept; the answer is the same."""
+    torch.manual_seed(0)
+    packed = PackedLinear([nn.Linear(64, 96)])
+    row = torch.randn(1, 64)
+    with torch.inference_mode():
+        before = packed(row)
+        seen = []
+        run = packed._run
+        monkeypatch.setattr(packed, "_run", lambda rows: (seen.append(len(rows)), run(rows))[1])
+
+        def step():
+            packed(row)
+            time.sleep(0.002 if seen[-1] == faster else 0.02)
+
+        choose_padding([packed], step)
+        assert torch.equal(before, packed(row))
+        assert seen[-1] == faster
