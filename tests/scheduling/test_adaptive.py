@@ -67,14 +67,14 @@ def test_within_5_percent_of_the_best_static_chain(seed, size, lookup):
 
 @pytest.mark.slow
 def test_50_pools():
-    """Random pools of up to 16 models. The aim is 1.05 for all; the tail, large pools whose priors mislead, misses it."""
+    """Random pools of up to 16 models. The aim is 1.05 for all; a few of the large ones miss it."""
     sizes = random.Random(0)
     found = [regret(seed, sizes.choice([2, 3, 4, 4, 6, 8, 12, 16]), sizes.random() < 0.4) for seed in range(50)]
     late = sorted(ratio for _, ratio in found)
     print("all", [round(r, 3) for r, _ in found], "late", [round(r, 3) for _, r in found])
     assert statistics.median(late) <= 1.03
-    assert late[39] <= 1.05
-    assert late[-1] <= 1.30
+    assert late[43] <= 1.05
+    assert late[-1] <= 1.12
 
 
 @pytest.mark.parametrize(
