@@ -20,6 +20,7 @@ from specrouter_llm.runtime.cache import SlotCache
 from specrouter_llm.runtime.probe import PROBE_LENGTH, is_canonical
 from specrouter_llm.runtime.runner import EagerRunner
 from specrouter_llm.runtime.static_batch import StaticBatch, TileAttention
+from specrouter_llm.types import Guarantee
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -100,13 +101,17 @@ class GraphRunner(EagerRunner):
         self._recorded: OrderedDict[Bucket, _Recorded] = OrderedDict()
         super().__init__(name, model, num_slots=num_slots, context_length=context_length)
         if strict:
-            self.guarantee = "bitwise" if self._is_canonical() else "near-tie"
+            self.guarantee = self._probed()
             self._cache = self._new_cache(num_slots, context_length)
 
-    def _is_canonical(self) -> bool:
+    def _probed(self) -> Guarantee:
         length = min(PROBE_LENGTH, self.context_length)
         self._cache = self._new_cache(2, length)
-        return is_canonical(self.forward, self.vocab_size, length)
+        try:
+            return "bitwise" if is_canonical(self.forward, self.vocab_size, length) else "near-tie"
+        except Exception:
+            self.close()
+            raise
 
     def _new_cache(self, num_slots: int, length: int) -> SlotCache:
         self._recorded.clear()

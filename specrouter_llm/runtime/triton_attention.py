@@ -13,6 +13,8 @@ scaled by exactly 1. The module needs triton; import it only where that may be m
 
 from __future__ import annotations
 
+import logging
+
 import torch
 import triton
 import triton.language as tl
@@ -21,6 +23,8 @@ from torch import Tensor
 from specrouter_llm.runtime.attention import RaggedContext, rounded_up
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.buckets import TILE_TOKENS, tiles_of
+
+logger = logging.getLogger(__name__)
 
 SPLIT = 256
 """Positions that one program attends to; changing it changes bits."""
@@ -264,8 +268,10 @@ def agrees(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int,
     key, value = random(2, capacity, key_heads, head_dim), random(2, capacity, key_heads, head_dim)
     table = torch.tensor(tiles, device=device).t().contiguous()
     try:
-        ours = tile_attention(query, key, value, table, capacity, None, None, None)
+        with torch.cuda.device_of(query):  # triton launches on the current device
+            ours = tile_attention(query, key, value, table, capacity, None, None, None)
     except Exception:
+        logger.info("triton attention cannot be run", exc_info=True)
         return False
     expected = RaggedContext(spans, capacity).attend(query, key, value, head_dim**-0.5)
     return bool(torch.allclose(ours, expected, atol=0.02 if dtype.itemsize < 4 else 1e-4, rtol=0.0))

@@ -232,16 +232,20 @@ def test_a_forward_whose_bits_depend_on_the_batch_is_not_called_bitwise():
     assert graph_runner(tiny(dtype=torch.float32)).guarantee == "near-tie"
 
 
-def test_a_forward_that_cannot_be_recorded_gives_the_model_back():
-    """The model is as before, so that another runner can have it."""
+@pytest.mark.parametrize("working", [0, 1])
+def test_a_forward_that_cannot_be_recorded_gives_the_model_back(working):
+    """At the first recording or while probing: the model is as before, so that another runner can have it."""
     model = tiny()
     own = model.config._attn_implementation
+    record = Recorder()
 
     def capture(run):
-        raise RuntimeError("operation not permitted when stream is capturing")
+        if record.recorded == working:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return record(run)
 
     with pytest.raises(RuntimeError, match="capturing"):
-        graph_runner(model, capture=capture)
+        graph_runner(model, capture=capture, strict=True)
     assert own == model.config._attn_implementation
 
 
