@@ -23,7 +23,7 @@ from specrouter_llm.scheduling.policy import (
 )
 
 _MASK = (1 << 64) - 1
-LEAST_SCORED, MOST_SCORED = 4, 16
+LEAST_SCORED, MOST_SCORED = 4, 8
 """Tokens that a level which catches up is scored on, as in `VerifyProcessor`."""
 
 

@@ -20,7 +20,7 @@ from specrouter_llm.scheduling.policy import Forward, Score
 from specrouter_llm.state.manager import StateManager, common_prefix
 from specrouter_llm.state.row import Row
 
-LEAST_SCORED, MOST_SCORED = 4, 16
+LEAST_SCORED, MOST_SCORED = 4, 8
 """Tokens that a level which catches up is scored on. Fewer say little, and may be its own proposals of the last step."""
 
 
