@@ -16,6 +16,7 @@ from specrouter_llm.bench import match
 from specrouter_llm.bench.bootstrap import Interval, ratio_of_sums
 from specrouter_llm.bench.models import Models, encode
 from specrouter_llm.bench.plots import new_figure, save_figure
+from specrouter_llm.bench.texts import TextPrompt
 from specrouter_llm.bench.trials import TrialRecorder
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.sampling.params import SamplingParams
@@ -39,7 +40,7 @@ def plans(levels: Sequence[str], num_lookups: int) -> list[Plan]:
 
 def measure(
     models: Models,
-    workloads: Mapping[str, Sequence[str]],
+    workloads: Mapping[str, Sequence[TextPrompt]],
     *,
     temperatures: Sequence[float] = (0.0, 1.0),
     max_tokens: int = 64,

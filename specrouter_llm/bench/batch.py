@@ -7,14 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 
 from specrouter_llm.bench.bootstrap import Interval, ratio_of_sums
-from specrouter_llm.bench.contest import Decoding, differences, jobs_of, route, take_turns, warm_up
+from specrouter_llm.bench.contest import END_TO_END, Decoding, differences, jobs_of, route, take_turns, warm_up
 from specrouter_llm.bench.contestants import PLAIN, Chain, contestants_of
 from specrouter_llm.bench.models import Models
 from specrouter_llm.bench.peers import GENERATE, REFERENCE
 from specrouter_llm.bench.plots import new_figure, save_figure
+from specrouter_llm.bench.rivals import rival_table, rivals
 from specrouter_llm.bench.workloads import Workload
 
 SIZES = (1, 2, 4, 8, 16, 32)
@@ -48,6 +50,7 @@ def measure(
                     row |= differences(engine, work, found[PLAIN], mine)
                 if contestant.kind == "routed":
                     row["route"] = route(mine)
+                    row["rivals"] = rivals(contestants, found, END_TO_END)
                 rows.append(row)
         return engine.labels, rows
 
@@ -68,8 +71,8 @@ def _figures(mine: Sequence[Decoding], found: Mapping[str, Sequence[Decoding]]) 
     }
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The rows for people."""
+def table(rows: Sequence[Mapping[str, Any]]) -> Group:
+    """Two tables: everyone, and the routed contestant against the best of the others."""
     shown = Table(title="Batches: tokens per second, prefill included (95 % bootstrap intervals by batch)")
     for column in (
         "batch",
@@ -78,9 +81,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
         "x hf generate",
         "x own plain",
         "same/near/diff",
-        "tokens by chain",
     ):
-        shown.add_column(column, justify="left" if column in ("contestant", "tokens by chain") else "right")
+        shown.add_column(column, justify="left" if column == "contestant" else "right")
     last = None
     for row in rows:
         if last not in (None, row["batch"]):
@@ -92,9 +94,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             f"{row['tokens_per_second']['value']:.1f}",
             *(str(Interval(**row["speedup"][name])) if name in row["speedup"] else "-" for name in (REFERENCE, PLAIN)),
             f"{row['identical']}/{row['near_ties']}/{row['different']}" if "identical" in row else "-",
-            ", ".join(f"{name} {100 * share:.0f} %" for name, share in row.get("route", {}).items()),
         )
-    return shown
+    return Group(shown, rival_table(rows, "batch", "end_to_end"))
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

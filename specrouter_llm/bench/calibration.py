@@ -21,6 +21,7 @@ from rich.table import Table
 from specrouter_llm.bench.engines import calibrated_engine
 from specrouter_llm.bench.models import Models, encode
 from specrouter_llm.bench.plots import new_figure, save_figure
+from specrouter_llm.bench.texts import TextPrompt
 from specrouter_llm.bench.trials import TrialRecorder
 from specrouter_llm.config import ModelSpec
 from specrouter_llm.engine.spec_router import SpecRouter
@@ -96,7 +97,7 @@ class Scheduler:
 
 def measure(
     models: Models,
-    texts: Sequence[str],
+    texts: Sequence[TextPrompt],
     *,
     noise: Sequence[float] = NOISE,
     windows: Sequence[int] = WINDOWS,

@@ -8,13 +8,15 @@ intervals by prompt.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Protocol
 
 from specrouter_llm.bench.bootstrap import ratio_of_sums
 from specrouter_llm.bench.identity import Comparison
 from specrouter_llm.bench.models import encode
+from specrouter_llm.bench.texts import TextPrompt
 from specrouter_llm.bench.workloads import Workload
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.errors import ContextOverflowError, InvalidParameterError
@@ -56,9 +58,13 @@ class Decoding:
         return sum(map(len, self.token_ids))
 
     @property
-    def decode_seconds_per_token(self) -> float:
-        """Prefill included for an answer that one step gave as a whole."""
-        return self.decode_seconds / self.decode_tokens if self.decode_tokens else self.seconds / self.num_tokens
+    def decoding(self) -> float:
+        """Seconds of all its tokens at the rate of those after the first step; an answer of one step counts as a whole."""
+        return self.decode_seconds / self.decode_tokens * self.num_tokens if self.decode_tokens else self.seconds
+
+
+DECODING: Callable[[Decoding], float] = attrgetter("decoding")
+END_TO_END: Callable[[Decoding], float] = attrgetter("seconds")
 
 
 class Contestant(Protocol):
@@ -70,6 +76,11 @@ class Contestant(Protocol):
     @property
     def kind(self) -> str:
         """plain, static, routed or peer."""
+        ...
+
+    @property
+    def family(self) -> str:
+        """What it is one setting of: the best of every family is picked afterwards."""
         ...
 
     def decode(self, jobs: Sequence[Job]) -> Decoding:
@@ -96,7 +107,7 @@ def jobs_of(engine: SpecRouter, workload: Workload, seed: int) -> list[Job]:
     return jobs
 
 
-def _encoded(engine: SpecRouter, prompt: str) -> list[int] | None:
+def _encoded(engine: SpecRouter, prompt: TextPrompt) -> list[int] | None:
     """Token ids; None if the context does not even hold the prompt."""
     try:
         return encode(engine, prompt)
@@ -145,13 +156,11 @@ def figures(decodings: Sequence[Decoding]) -> dict[str, Any]:
 
 def speedup(decodings: Sequence[Decoding], reference: Sequence[Decoding]) -> dict[str, Any]:
     """Time of a reference over that of a contestant for the same tokens, of decoding and with the prefill."""
-    tokens = [each.num_tokens for each in decodings]
-    own, theirs = (
-        [each.decode_seconds_per_token * count for each, count in zip(side, tokens, strict=True)]
-        for side in (decodings, reference)
-    )
-    whole = ratio_of_sums([each.seconds for each in reference], [each.seconds for each in decodings])
-    return {"decode": ratio_of_sums(theirs, own).as_dict(), "end_to_end": whole.as_dict()}
+
+    def ratio(seconds: Callable[[Decoding], float]) -> dict[str, Any]:
+        return ratio_of_sums([seconds(each) for each in reference], [seconds(each) for each in decodings]).as_dict()
+
+    return {"decode": ratio(DECODING), "end_to_end": ratio(END_TO_END)}
 
 
 def differences(
@@ -178,9 +187,3 @@ def route(decodings: Sequence[Decoding]) -> dict[str, float]:
             for leg in completion.stats.route.legs:
                 tokens[" > ".join(leg.levels)] += leg.tokens
     return {name: round(count / max(1, tokens.total()), 4) for name, count in tokens.most_common()}
-
-
-def fastest(found: Mapping[str, Sequence[Decoding]], names: Sequence[str]) -> str | None:
-    """Who decoded in the least time, of these."""
-    times = {name: sum(each.decode_seconds_per_token * each.num_tokens for each in found[name]) for name in names}
-    return min(times, key=times.__getitem__, default=None)

@@ -30,6 +30,11 @@ class EngineContestant:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of `submit`."""
 
+    @property
+    def family(self) -> str:
+        """Plain decoding is the static chain without drafts."""
+        return "routed" if self.kind == "routed" else "static chain"
+
     def decode(self, jobs: Sequence[Job]) -> Decoding:
         started = time.perf_counter()
         handles = [self.engine.submit(job.prompt_ids, job.params, **self.options) for job in jobs]

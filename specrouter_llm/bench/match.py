@@ -18,6 +18,7 @@ from torch import Tensor
 from specrouter_llm.bench.bootstrap import Interval, ratio_of_sums
 from specrouter_llm.bench.coupling import joint_match, overlap, path_acceptance, tokens_per_cycle
 from specrouter_llm.bench.models import Models, encode
+from specrouter_llm.bench.texts import TextPrompt
 from specrouter_llm.pool.pool import PoolMember
 from specrouter_llm.sampling.choice import Segment, choose, processed
 from specrouter_llm.sampling.params import SamplingParams
@@ -54,7 +55,7 @@ class Tally:
 
 def measure(
     models: Models,
-    texts: Sequence[str],
+    texts: Sequence[TextPrompt],
     *,
     temperatures: Sequence[float] = (0.0, 0.7, 1.0),
     max_tokens: int = 64,

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from specrouter_llm.bench.models import encode
 from specrouter_llm.bench.plots import new_figure, save_figure
+from specrouter_llm.bench.texts import TextPrompt
 from specrouter_llm.config import ModelSource, ModelSpec, format_bytes
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.errors import RequestFailedError
@@ -45,7 +46,7 @@ class Task:
     drafts: list[str]
     """As many as the chain is deep; one that comes again is loaded again under another name."""
     widen: str | None
-    prompts: list[str]
+    prompts: list[TextPrompt]
     max_batch: int
     max_tokens: int
     steps: int
@@ -64,7 +65,7 @@ class Task:
 def measure(
     target: str,
     drafts: Sequence[str] | None,
-    texts: Sequence[str],
+    texts: Sequence[TextPrompt],
     *,
     widen: str | None = None,
     depths: Sequence[int] = DEPTHS,

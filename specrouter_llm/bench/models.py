@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from specrouter_llm.bench.texts import TextPrompt
 from specrouter_llm.config import ModelSource
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.pool.family import widened_family
@@ -54,8 +55,10 @@ class Models:
         )
 
 
-def encode(engine: SpecRouter, text: str) -> list[int]:
-    """A prompt as a user's turn if the target knows chats, else as it is."""
+def encode(engine: SpecRouter, prompt: TextPrompt, *, raw: bool = False) -> list[int]:
+    """A prompt through the target's chat template, text being a user's turn; without one, or `raw`, the texts alone."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     tokenizer = engine.tokenizer
-    templated = tokenizer is not None and tokenizer.chat_template is not None
-    return engine.encode([{"role": "user", "content": text}] if templated else text)
+    if raw or tokenizer is None or tokenizer.chat_template is None:
+        return engine.encode("\n\n".join(message["content"] for message in messages))
+    return engine.encode(messages)

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from specrouter_llm.bench.bootstrap import Interval, median_of_ratios
 from specrouter_llm.bench.models import Models, encode
+from specrouter_llm.bench.texts import TextPrompt
 from specrouter_llm.config import ModelSpec
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.pool.demo import DEMO, DEMO_MEMBERS
@@ -27,7 +28,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 
 def measure(
     models: Models,
-    texts: Sequence[str],
+    texts: Sequence[TextPrompt],
     *,
     batches: Sequence[int] = (1, 4),
     pairs: int = 30,

@@ -21,6 +21,7 @@ from rich.table import Table
 from specrouter_llm.bench.engines import calibrated_engine
 from specrouter_llm.bench.models import Models, encode
 from specrouter_llm.bench.plots import new_figure, save_figure
+from specrouter_llm.bench.texts import TextPrompt
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.scheduling.adaptive import AdaptivePolicy
@@ -165,7 +166,7 @@ def _spread(seconds: Sequence[float]) -> dict[str, float]:
 
 def measure_engine(
     models: Models,
-    texts: Sequence[str],
+    texts: Sequence[TextPrompt],
     *,
     max_tokens: int = 64,
     seconds: float = 2.0,

@@ -29,8 +29,9 @@ GENERATE, ASSISTED, LOOKUP = "generate", "assisted", "lookup"
 KINDS = (GENERATE, ASSISTED, LOOKUP)
 REFERENCE = "hf generate"
 FIXED_TOKENS = (2, 4, 8)
-"""Drafted per step by assisted generation with a constant schedule."""
-LOOKUP_TOKENS = 10
+"""Drafted per step by assisted generation with a constant schedule, with everything asked for."""
+LOOKUP_TOKENS = (10, 4, 20)
+"""Of prompt lookup: the first by default, the others with everything."""
 _PAD = 0
 
 
@@ -54,6 +55,7 @@ class Peer:
     """One way of `generate`."""
 
     name: str
+    family: str
     model: PreTrainedModel
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of `generate`."""
@@ -108,7 +110,9 @@ class Peer:
 
 @contextmanager
 def peers_of(models: Models, kinds: Sequence[str], *, everything: bool = False) -> Iterator[list[Peer]]:
-    """Peers of these kinds, `generate` first; assisted by the smallest drafter, with everything also at fixed lengths.
+    """Peers of these kinds, `generate` first: assisted by the smallest drafter with its defaults, lookup of 10 tokens.
+
+    With everything, every drafter assists, also with a fixed number of tokens, and lookup has other lengths too.
 
     Raises:
         InvalidParameterError: an unknown kind.
@@ -124,22 +128,33 @@ def peers_of(models: Models, kinds: Sequence[str], *, everything: bool = False) 
             member.model.set_attn_implementation("sdpa")
             member.model.generation_config = GenerationConfig(pad_token_id=_PAD)
         target = pool.target.model
-        found = []
-        if GENERATE in kinds:
-            found.append(Peer(REFERENCE, target))
-        if ASSISTED in kinds and pool.drafts:
-            drafter = min(pool.drafts, key=lambda member: member.num_parameters).model
-            found.append(Peer("hf assisted", target, assistant=drafter))
-            for count in FIXED_TOKENS if everything else ():
-                fixed = {
-                    "num_assistant_tokens": count,
-                    "num_assistant_tokens_schedule": "constant",
-                    "assistant_confidence_threshold": 0.0,
-                }
-                found.append(Peer(f"hf assisted@{count}", target, assistant=drafter, assistant_options=fixed))
+        found = [Peer(REFERENCE, REFERENCE, target)] if GENERATE in kinds else []
+        if ASSISTED in kinds:
+            drafters = sorted(pool.drafts, key=lambda member: member.num_parameters)
+            for drafter in drafters if everything else drafters[:1]:
+                by = "" if drafter is drafters[0] else f" by {drafter.name}"
+                found += _assisted(target, drafter.model, by, FIXED_TOKENS if everything else ())
         if LOOKUP in kinds:
-            found.append(Peer("hf lookup", target, {"prompt_lookup_num_tokens": LOOKUP_TOKENS}))
+            found += _lookup(target, LOOKUP_TOKENS if everything else LOOKUP_TOKENS[:1])
         yield found
     finally:
         transformers_logging.set_verbosity(verbosity)
         pool.close()
+
+
+def _assisted(target: PreTrainedModel, drafter: PreTrainedModel, by: str, counts: Sequence[int]) -> list[Peer]:
+    """With its defaults, and with these numbers of tokens."""
+    found = [Peer(f"hf assisted{by}", "hf assisted", target, assistant=drafter)]
+    for count in counts:
+        fixed = {
+            "num_assistant_tokens": count,
+            "num_assistant_tokens_schedule": "constant",
+            "assistant_confidence_threshold": 0.0,
+        }
+        name = f"hf assisted@{count}{by}"
+        found.append(Peer(name, "hf assisted", target, assistant=drafter, assistant_options=fixed))
+    return found
+
+
+def _lookup(target: PreTrainedModel, counts: Sequence[int]) -> list[Peer]:
+    return [Peer(f"hf lookup@{count}", "hf lookup", target, {"prompt_lookup_num_tokens": count}) for count in counts]

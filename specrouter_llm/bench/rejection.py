@@ -20,6 +20,7 @@ from rich.table import Table
 from specrouter_llm.bench.bootstrap import Interval, ratio_of_sums
 from specrouter_llm.bench.identity import Comparison
 from specrouter_llm.bench.models import Models, encode
+from specrouter_llm.bench.texts import TextPrompt
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.scheduling.plan import Plan
@@ -82,7 +83,7 @@ def variants(models: Sequence[str], offers: Sequence[int] = OFFERS) -> list[Vari
 
 def measure(
     models: Models,
-    texts: Sequence[str],
+    texts: Sequence[TextPrompt],
     *,
     temperatures: Sequence[float] = (0.0, 1.0),
     max_tokens: int = 64,

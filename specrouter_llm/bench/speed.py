@@ -18,7 +18,6 @@ from specrouter_llm.bench.contest import (
     Decoding,
     Job,
     differences,
-    fastest,
     figures,
     jobs_of,
     route,
@@ -30,6 +29,7 @@ from specrouter_llm.bench.contestants import PLAIN, ROUTED, Chain, contestants_o
 from specrouter_llm.bench.models import Models
 from specrouter_llm.bench.peers import KINDS, REFERENCE
 from specrouter_llm.bench.plots import new_figure, save_figure
+from specrouter_llm.bench.rivals import fastest, rival_table, rivals
 from specrouter_llm.bench.workloads import MIX, Workload, in_turn
 from specrouter_llm.engine.spec_router import SpecRouter
 
@@ -90,35 +90,29 @@ def _rows(
             row |= differences(engine, groups, found[PLAIN], mine)
         if contestant.kind == "routed":
             row["route"] = route(mine)
-            row["rivals"] = _rivals(stream, contestants, found)
+            row["rivals"] = rivals(contestants, found) + _oracle(stream, contestants, found)
         rows.append(row)
     return rows
 
 
-def _rivals(
+def _oracle(
     stream: Sequence[Job], contestants: Sequence[Contestant], found: Mapping[str, Sequence[Decoding]]
 ) -> list[dict[str, Any]]:
-    """The routed contestant against the best of the others, picked afterwards on the same runs, which favours them."""
-    rivals = []
+    """The routed contestant against the best static chain of each workload of a mixture."""
     ours = [contestant.name for contestant in contestants if contestant.kind in ("plain", "static")]
-    sides = {"best static chain": ours, "best peer": [each.name for each in contestants if each.kind == "peer"]}
-    for what, names in sides.items():
-        best = fastest(found, names)
-        if best is not None:
-            rivals.append({"what": what, "name": best, **speedup(found[ROUTED], found[best])})
     by_workload = {
         workload: [i for i, job in enumerate(stream) if job.workload == workload]
         for workload in dict.fromkeys(job.workload for job in stream)
     }
-    if len(by_workload) > 1:
-        best_of = {
-            workload: fastest({name: [found[name][i] for i in where] for name in ours}, ours)
-            for workload, where in by_workload.items()
-        }
-        oracle = [found[str(best_of[job.workload])][i] for i, job in enumerate(stream)]
-        chosen = ", ".join(f"{workload}: {best}" for workload, best in best_of.items())
-        rivals.append({"what": PER_WORKLOAD, "name": chosen, **speedup(found[ROUTED], oracle)})
-    return rivals
+    if len(by_workload) == 1:
+        return []
+    best_of = {
+        workload: fastest({name: [found[name][i] for i in where] for name in ours}, ours)
+        for workload, where in by_workload.items()
+    }
+    oracle = [found[best_of[job.workload]][i] for i, job in enumerate(stream)]
+    chosen = ", ".join(f"{workload}: {best}" for workload, best in best_of.items())
+    return [{"what": PER_WORKLOAD, "name": chosen, "of": len(ours), **speedup(found[ROUTED], oracle)}]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Group:
@@ -143,19 +137,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Group:
             f"{row['tokens_per_target_step']:.2f}",
             f"{row['identical']}/{row['near_ties']}/{row['different']}" if "identical" in row else "-",
         )
-    return Group(shown, _rival_table(rows))
-
-
-def _rival_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    shown = Table(title="Routed: time of the best of the others / its own time, and the chains it used")
-    for column in ("workload", "against", "which", "x, decode", "tokens by chain"):
-        shown.add_column(column, justify="right" if column.startswith("x") else "left")
-    for row in rows:
-        used = ", ".join(f"{name} {100 * share:.0f} %" for name, share in row.get("route", {}).items())
-        for rival in row.get("rivals", ()):
-            shown.add_row(row["workload"], rival["what"], rival["name"], _interval(rival, "decode"), used)
-            used = ""
-    return shown
+    return Group(shown, rival_table(rows, "workload", "decode"))
 
 
 def _interval(figure: Mapping[str, Any] | None, name: str) -> str:

@@ -2,45 +2,53 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import TypeAlias
+
+from specrouter_llm.types import ChatMessage
+
+TextPrompt: TypeAlias = "str | list[ChatMessage]"
 
 _PASSAGES = (
     "The mill by the river was built by two brothers who ground corn for nine villages. When the river froze, they went "
-    "out with axes at dawn and broke the ice around the wheel, and by noon the stones were turning again.",
+    "out with axes at dawn and broke the ice around the wheel, and by noon the stones were turning again. In the wet years "
+    "the river came up to the door, so the brothers kept their flour in the room under the roof.",
     "Every spring the ferry was painted green, because the first captain had found a barrel of green paint on the shore. "
-    "Nobody remembered his name, but the children still called the boat his leaf.",
+    "Nobody remembered his name, but the children still called the boat his leaf. When the barrel was empty at last, the "
+    "people mixed yellow and blue until they had the same green again.",
     "The clock in the market square lost four minutes a week. The baker, who lived opposite, put his bread in the oven by "
-    "the smell of the street instead, and he was never late.",
+    "the smell of the street instead, and he was never late. One winter a student from the city mended the clock, and for "
+    "four days the whole village came to work too early.",
     "A teacher in the hills kept a list of every bird that landed on the school roof. After thirty years the list filled "
-    "eleven books, and a university sent two students to copy them by hand.",
+    "eleven books, and a university sent two students to copy them by hand. They stayed for the summer, ate at the long "
+    "table of the teacher, and went home with a list of their own.",
     "The bridge had been closed for a year when the goats began to use it. They crossed in the morning, ate the grass on "
-    "the far side, and came home in the evening, always in the same order.",
+    "the far side, and came home in the evening, always in the same order. The engineer who came to test the bridge "
+    "counted the goats for a week and then wrote that it would hold.",
     "In the harbour town the letters came on Tuesday. If the sea was rough they came on Wednesday, and then the post "
-    "office stayed open until midnight with a lamp in each of its three windows.",
+    "office stayed open until midnight with a lamp in each of its three windows. Some people said that they liked the "
+    "rough weeks more, because on a plain Tuesday there was nobody to talk to.",
     "The carpenter made a chair for each of his grandchildren, and under the seat he cut the date and one good wish. The "
-    "last chair has two wishes, since he could not decide.",
+    "last chair has two wishes, since he could not decide. It stands by the stove in the old kitchen, and whoever has a "
+    "hard day in front of them may sit on it for as long as the tea is hot.",
     "When the well ran dry the village bought water from the next valley. A girl counted the buckets with pebbles, one "
-    "pebble for ten buckets, and in the autumn there was a wall of them beside her door.",
+    "pebble for ten buckets, and in the autumn there was a wall of them beside her door. The wall is still there, and the "
+    "people say that the girl never once counted wrong.",
 )
+"""Of 60 to 70 words: more tokens than an answer has by default, so that all of it is quotation."""
 
 _CHANGES = (
     ("river", "lake"),
-    ("green", "blue"),
+    ("green", "white"),
     ("four", "seven"),
-    ("thirty", "twenty"),
+    ("list", "map"),
     ("goats", "sheep"),
     ("Tuesday", "Friday"),
     ("chair", "table"),
     ("girl", "boy"),
 )
 """A word of each passage, and what an edit puts in its place."""
-
-_FACTS = (
-    ("Anna works as a baker in Oslo and moved there in 1987.", "Where does Anna work?"),
-    ("Omar works as a pilot in Lima and moved there in 2003.", "When did Omar move to Lima?"),
-    ("Nora works as a nurse in Rome and moved there in 1969.", "Where does Nora work?"),
-    ("Paul works as a painter in Kyoto and moved there in 1954.", "When did Paul move to Kyoto?"),
-)
 
 _SUMS = (
     "Tom has 14 pencils. Anna gives Tom 9 more. How many pencils does Tom have now?",
@@ -86,22 +94,24 @@ _QUESTIONS = (
 _HEROES = ("fox", "lantern", "baker", "snowman", "little train", "lost key", "dragon", "girl with a red kite")
 
 
-def _rag() -> list[str]:
-    """Three numbered passages, the middle one a fact; two answers in three quote the first, the others the fact."""
-    prompts = []
-    for i, passage in enumerate(_PASSAGES):
-        fact, question = _FACTS[i % len(_FACTS)]
-        texts = (passage, fact, _PASSAGES[i - 3])
-        context = "Context:\n" + "\n".join(f"[{n}] {text}" for n, text in enumerate(texts, 1))
-        prompts.append(f"{context}\n\nQuestion: Quote the first passage.")
-        if i % 2:
-            prompts.append(f"{context}\n\nQuestion: {question}")
+def _rag() -> list[TextPrompt]:
+    """Three numbered passages out of eight, and a request to quote one of them."""
+    prompts: list[TextPrompt] = []
+    for i, wanted in enumerate(itertools.islice(itertools.cycle(("first", "second", "third")), len(_PASSAGES))):
+        passages = (_PASSAGES[i], _PASSAGES[i - 3], _PASSAGES[i - 6])
+        context = "\n".join(f"[{n}] {passage}" for n, passage in enumerate(passages, 1))
+        prompts.append(
+            [
+                {"role": "system", "content": "Answer the question using only the context."},
+                {"role": "user", "content": f"Context:\n{context}\n\nQuestion: Quote the {wanted} passage."},
+            ]
+        )
     return prompts
 
 
-def _editing() -> list[str]:
+def _editing() -> list[TextPrompt]:
     return [
-        f"Repeat this text, but write '{new}' instead of '{old}':\n\n{passage}"
+        [{"role": "user", "content": f"Rewrite the text with {old} replaced by {new}:\n{passage}"}]
         for passage, (old, new) in zip(_PASSAGES, _CHANGES, strict=True)
     ]
 
@@ -113,7 +123,7 @@ def _code() -> list[str]:
     ]
 
 
-PROMPTS: dict[str, Sequence[str]] = {
+PROMPTS: dict[str, Sequence[TextPrompt]] = {
     "cot": _SUMS,
     "code": _code(),
     "rag": _rag(),
@@ -121,4 +131,4 @@ PROMPTS: dict[str, Sequence[str]] = {
     "qa": _QUESTIONS,
     "stories": [f"Tell me a short story about a {hero}." for hero in _HEROES],
 }
-"""By workload."""
+"""By workload: text, or the messages of a chat."""

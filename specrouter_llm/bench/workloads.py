@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from specrouter_llm.bench.texts import PROMPTS
+from specrouter_llm.bench.texts import PROMPTS, TextPrompt
 from specrouter_llm.errors import InvalidParameterError
 
 FIELDS = ("question", "prompt", "text", "turns")
@@ -33,7 +33,8 @@ class Workload:
     """Prompts that are answered under the same conditions."""
 
     name: str
-    prompts: tuple[str, ...]
+    prompts: tuple[TextPrompt, ...]
+    """Text, or the messages of a chat."""
     temperature: float = 0.0
     max_tokens: int = _MAX_TOKENS
 
@@ -54,7 +55,7 @@ def workload(source: str, limit: int, *, temperature: float | None = None, max_t
     return Workload(name, tuple(prompts), chosen, max_tokens or _MAX_TOKENS)
 
 
-def built_in_prompts(limit: int) -> list[str]:
+def built_in_prompts(limit: int) -> list[TextPrompt]:
     """Prompts of all built-in workloads, one of each in turn."""
     return in_turn(list(PROMPTS.values()))[:limit]
 
@@ -65,7 +66,7 @@ def in_turn(lists: Sequence[Sequence[T]]) -> list[T]:
     return [each[i] for i in range(longest) for each in lists if i < len(each)]
 
 
-def read_prompts(source: str | Path, limit: int) -> list[str]:
+def read_prompts(source: str | Path, limit: int) -> list[TextPrompt]:
     """The first prompts of FILE, or of one category with FILE#CATEGORY.
 
     Raises:
@@ -74,7 +75,7 @@ def read_prompts(source: str | Path, limit: int) -> list[str]:
     file, category = _located(source)
     lines = (line for line in file.read_text(encoding="utf-8").split("\n") if line.strip())
     found = (_prompt_of(line, file.suffix.lower(), category) for line in lines)
-    prompts = list(itertools.islice((text for text in found if text), limit))
+    prompts: list[TextPrompt] = list(itertools.islice((text for text in found if text), limit))
     if not prompts:
         raise InvalidParameterError(f"{source} holds no prompts")
     return prompts

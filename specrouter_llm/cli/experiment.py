@@ -13,6 +13,8 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from specrouter_llm.bench.texts import TextPrompt
+
 app = typer.Typer(help="Measure the engine; docs/benchmarks says how to read the results.", no_args_is_help=True)
 
 Prompts = Annotated[
@@ -26,14 +28,14 @@ Out = Annotated[Path | None, typer.Option(help="Write the result, with a descrip
 Plot = Annotated[Path | None, typer.Option(help="Write a plot (.png, .svg or .pdf); needs matplotlib.")]
 
 
-def texts_of(prompts: Path | None, limit: int) -> list[str]:
+def texts_of(prompts: Path | None, limit: int) -> list[TextPrompt]:
     """The first prompts of a file, or the built-in ones."""
     from specrouter_llm.bench.workloads import built_in_prompts, read_prompts
 
     return read_prompts(prompts, limit) if prompts is not None else built_in_prompts(limit)
 
 
-def source_of(prompts: Path | None, texts: Sequence[str]) -> dict[str, Any]:
+def source_of(prompts: Path | None, texts: Sequence[TextPrompt]) -> dict[str, Any]:
     """Where prompts came from, for a result's settings."""
     return {"prompts": prompts.name if prompts is not None else "built-in", "num_prompts": len(texts)}
 

@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from specrouter_llm.bench.identity import first_margin
+from specrouter_llm.bench.models import encode
 from specrouter_llm.bench.workloads import built_in_prompts, read_prompts
 from specrouter_llm.cli.options import PoolOptions
 from specrouter_llm.engine.spec_router import SpecRouter
@@ -58,7 +59,7 @@ def run(
     with pool.engine(progress=not quiet, max_batch=batch) as engine:
         dtype = engine.dtype
         bound = epsilon if epsilon is not None else EPSILON.get(dtype, EPSILON["bfloat16"])
-        ids = [engine.encode(_prompt(engine, text, raw)) for text in texts]
+        ids = [encode(engine, text, raw=raw) for text in texts]
         chosen = [list(chain) for chain in chains] if chains else all_chains(engine)
         reports = []
         with Progress(console=Console(stderr=True), disable=quiet) as progress:
@@ -113,12 +114,6 @@ def compare(
         else:
             report.different += 1
     return report
-
-
-def _prompt(engine: SpecRouter, text: str, raw: bool) -> Any:
-    tokenizer = engine.tokenizer
-    templated = not raw and tokenizer is not None and tokenizer.chat_template is not None
-    return [{"role": "user", "content": text}] if templated else text
 
 
 def _transformers_tokens(

@@ -7,11 +7,12 @@ import pytest
 
 from specrouter_llm.bench import batch, speed, step
 from specrouter_llm.bench.bootstrap import Interval
-from specrouter_llm.bench.contest import Decoding, Job, fastest, figures, jobs_of, speedup, take_turns
+from specrouter_llm.bench.contest import END_TO_END, Decoding, Job, figures, jobs_of, speedup, take_turns
 from specrouter_llm.bench.contestants import Chain, contestants_of, default_chains
 from specrouter_llm.bench.models import Models
 from specrouter_llm.bench.peers import KINDS, peers_of
-from specrouter_llm.bench.workloads import Workload
+from specrouter_llm.bench.rivals import fastest, rivals
+from specrouter_llm.bench.workloads import Workload, workload
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.testing import fake_engine
@@ -24,8 +25,8 @@ class Scripted:
 
     kind = "static"
 
-    def __init__(self, name, log):
-        self.name, self._log = name, log
+    def __init__(self, name, log, family="static chain"):
+        self.name, self._log, self.family = name, log, family
 
     def decode(self, jobs):
         self._log.append(self.name)
@@ -65,7 +66,32 @@ def test_figures_are_ratios_of_sums():
     ratios = speedup(fast, slow)
     assert (4.0, 3.0) == (ratios["decode"]["value"], ratios["end_to_end"]["value"])
     assert "fast" == fastest({"slow": slow, "fast": fast}, ["slow", "fast"])
-    assert fastest({}, []) is None
+
+
+def test_the_best_of_every_family_is_picked_on_the_same_runs():
+    """By the clock asked for; plain decoding is one of the static chains, routing is its own rival never."""
+    seconds = {
+        "plain": (8, 9),
+        "chain@2": (6, 6),
+        "chain@4": (5, 7),
+        "a@2": (4, 4),
+        "a@4": (3, 3),
+        "b": (9, 2),
+        "us": (1, 1),
+    }
+    found = {name: [Decoding(((0,) * 5,), whole, decode, 4, 4)] for name, (decode, whole) in seconds.items()}
+    contestants = [Scripted(name, [], name[0] if name[0] in "ab" else "static chain") for name in seconds]
+    for contestant in contestants:
+        contestant.kind = {"us": "routed"}.get(contestant.name, "peer" if contestant.name[0] in "ab" else "static")
+    by_decoding = {rival["what"]: rival for rival in rivals(contestants, found)}
+    picked = {"best static chain": "chain@4", "best a": "a@4", "best b": "b", "best peer": "a@4"}
+    assert picked == {what: rival["name"] for what, rival in by_decoding.items()}
+    assert {"best static chain": 3, "best a": 2, "best b": 1, "best peer": 3} == {
+        what: rival["of"] for what, rival in by_decoding.items()
+    }
+    assert 5.0 == by_decoding["best static chain"]["decode"]["value"]
+    by_whole = {rival["what"]: rival["name"] for rival in rivals(contestants, found, END_TO_END)}
+    assert ("chain@2", "b") == (by_whole["best static chain"], by_whole["best peer"])
 
 
 def test_a_step_that_committed_several_tokens_at_first_is_not_favoured():
@@ -111,7 +137,9 @@ def test_assisted_generation_drafts_as_many_tokens_as_it_is_told(models):
     """A constant schedule of 2 never commits more than 3 tokens in a step; the answer is that of plain `generate`."""
     with peers_of(models, KINDS, everything=True) as peers:
         by_name = {peer.name: peer for peer in peers}
-        assert ["hf generate", "hf assisted", *(f"hf assisted@{n}" for n in (2, 4, 8)), "hf lookup"] == list(by_name)
+        assisted = [f"hf assisted{at}{by}" for by in ("", " by demo/middle") for at in ("", "@2", "@4", "@8")]
+        assert ["hf generate", *assisted, *(f"hf lookup@{n}" for n in (10, 4, 20))] == list(by_name)
+        assert 3 == len({peer.family for peer in peers})
         plain, two = (by_name[name].decode([job(12)]) for name in ("hf generate", "hf assisted@2"))
         assert plain.token_ids == two.token_ids
         assert 11 == plain.target_steps == plain.decode_tokens
@@ -142,7 +170,7 @@ def test_speed(models, tmp_path):
     ]
     labels, rows = speed.measure(models, workloads, chains=[Chain(("ngram",), (4,)), Chain(("demo/draft",), (2,))])
     assert "demo/target" == labels["demo/target"]
-    names = ["hf generate", "hf assisted", "hf lookup", "plain", "ngram@4", "demo/draft@2", "routed"]
+    names = ["hf generate", "hf assisted", "hf lookup@10", "plain", "ngram@4", "demo/draft@2", "routed"]
     assert list(itertools.product(("sums", "tales", "mix"), names)) == [
         (row["workload"], row["contestant"]) for row in rows
     ]
@@ -167,13 +195,13 @@ def test_speed(models, tmp_path):
     )
     assert Interval(1, 1, 1).as_dict() == by_name["sums", "plain"]["speedup"]["plain"]["decode"]
     assert [0.0, 1.0] == by_name["mix", "routed"]["temperatures"]
-    rivals = [rival["what"] for rival in by_name["mix", "routed"]["rivals"]]
-    assert ["best static chain", "best peer", speed.PER_WORKLOAD] == rivals
-    assert 2 == len(by_name["sums", "routed"]["rivals"])
+    families = ["best hf generate", "best hf assisted", "best hf lookup", "best static chain", "best peer"]
+    assert [*families, speed.PER_WORKLOAD] == [rival["what"] for rival in by_name["mix", "routed"]["rivals"]]
+    assert families == [rival["what"] for rival in by_name["sums", "routed"]["rivals"]]
     assert 1 == pytest.approx(sum(by_name["mix", "routed"]["route"].values()), abs=1e-3)
     json.dumps(rows)
     everyone, routed = speed.table(rows).renderables
-    assert (len(rows), 7) == (everyone.row_count, routed.row_count)
+    assert (len(rows), 3 * 5 + 1) == (everyone.row_count, routed.row_count)
     pytest.importorskip("matplotlib")
     speed.plot(rows, tmp_path / "new" / "speed.png")
     assert (tmp_path / "new" / "speed.png").read_bytes().startswith(PNG)
@@ -193,7 +221,21 @@ def test_a_target_alone():
     _, rows = speed.measure(
         Models.of("demo/draft"), [Workload("a", ("One, two,",), 0.0, 4)], mix=False, everything=True
     )
-    assert ["hf generate", "hf lookup", "plain", "ngram@8", "ngram@16", "routed"] == [row["contestant"] for row in rows]
+    assert [
+        "hf generate",
+        *(f"hf lookup@{n}" for n in (10, 4, 20)),
+        "plain",
+        "ngram@8",
+        "ngram@16",
+        "routed",
+    ] == [row["contestant"] for row in rows]
+
+
+def test_everyone_answers_a_chat(models):
+    """Messages become the same ids for all: equal answers, transformers' included."""
+    _, rows = speed.measure(models, [workload("rag", 2, max_tokens=16)], mix=False, chains=[Chain(("ngram",), (8,))])
+    for row in rows:
+        assert (2, 0) == (row["identical"] + row["near_ties"], row["different"]), row["contestant"]
 
 
 def test_batch(models, tmp_path):
@@ -206,8 +248,10 @@ def test_batch(models, tmp_path):
         _check_interval(row["tokens_per_second"])
         assert 2 * row["batch"] == row["identical"] + row["near_ties"]
         assert ("route" in row) == (row["kind"] == "routed")
+    assert ["best hf generate", "best static chain", "best peer"] == [rival["what"] for rival in rows[-1]["rivals"]]
     json.dumps(rows)
-    assert len(rows) == batch.table(rows).row_count
+    everyone, routed = batch.table(rows).renderables
+    assert (len(rows), 2 * 3) == (everyone.row_count, routed.row_count)
     pytest.importorskip("matplotlib")
     batch.plot(rows, tmp_path / "batch.png")
     assert (tmp_path / "batch.png").read_bytes().startswith(PNG)

@@ -1,14 +1,18 @@
 """Workloads: published file formats, categories, built-in prompts, and clear errors."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specrouter_llm.bench.models import encode
 from specrouter_llm.bench.texts import PROMPTS
 from specrouter_llm.bench.workloads import built_in_prompts, in_turn, read_prompts, workload
 from specrouter_llm.errors import InvalidParameterError
+from specrouter_llm.testing import fake_engine
+from specrouter_llm.text.tokenizer import Tokenizer
 
 FORMATS = {
     "gsm8k.jsonl": ('{"question": "How many eggs?", "answer": "9"}\n', ["How many eggs?"]),
@@ -70,17 +74,47 @@ def test_an_unknown_workload_names_the_known_ones():
 def test_built_in_workloads():
     """Each has prompts without repetition; stories are sampled; the mixture begins with one of each."""
     for name, prompts in PROMPTS.items():
-        assert len(set(prompts)) == len(prompts) >= 8, name
+        assert len(set(map(str, prompts))) == len(prompts) >= 8, name
         assert tuple(prompts[:3]) == workload(name, 3).prompts
     assert (1.0, 0.0) == (workload("stories", 1).temperature, workload("cot", 1).temperature)
     assert (0.5, 7) == (lambda w: (w.temperature, w.max_tokens))(workload("cot", 1, temperature=0.5, max_tokens=7))
     assert [prompts[0] for prompts in PROMPTS.values()] == built_in_prompts(len(PROMPTS))
 
 
-def test_edits_name_a_word_of_their_passage():
-    for prompt in PROMPTS["editing"]:
-        instruction, passage = prompt.split("\n\n")
-        assert instruction.split("'")[3] in passage
+def test_an_edit_asks_for_a_word_that_its_text_has():
+    for (message,) in PROMPTS["editing"]:
+        instruction, passage = message["content"].split("\n")
+        old, new = re.fullmatch("Rewrite the text with (.+) replaced by (.+):", instruction).groups()
+        assert re.search(rf"\b{old}\b", passage)
+        assert new not in passage
+
+
+def test_a_quotation_is_longer_than_its_answer(models):
+    """A chat with instructions and three passages; every one of them has more tokens than an answer by default."""
+    pool = models.pool()
+    tokenizer = Tokenizer(pool.tokenizer)
+    pool.close()
+    for system, user in PROMPTS["rag"]:
+        assert ["system", "user"] == [system["role"], user["role"]]
+        passages = re.findall(r"^\[\d\] (.+)$", user["content"], re.MULTILINE)
+        assert 3 == len(set(passages))
+        assert re.search("Question: Quote the (first|second|third) passage.$", user["content"])
+        for passage in passages:
+            assert workload("rag", 1).max_tokens <= len(tokenizer.encode(passage)) <= 120
+
+
+def test_a_chat_is_rendered_by_the_template_and_else_read_as_text(models):
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    with fake_engine() as engine:
+        asked = []
+        engine.encode = lambda prompt: asked.append(prompt) or [1]
+        encode(engine, chat)
+        encode(engine, "Why?")
+        assert ["Be brief.\n\nWhy?", "Why?"] == asked
+    with models.engine() as engine:
+        assert engine.encode(chat) == encode(engine, chat)
+        assert engine.encode([{"role": "user", "content": "Why?"}]) == encode(engine, "Why?")
+        assert engine.encode("Why?") == encode(engine, "Why?", raw=True)
 
 
 @given(st.lists(st.lists(st.integers())))
