@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specrouter_llm.bench.contest import Contestant, Decoding, Job
+from specrouter_llm.bench.llamacpp import LLAMA_CPP, llama_cpp_peers
 from specrouter_llm.bench.models import Models
-from specrouter_llm.bench.peers import peers_of
+from specrouter_llm.bench.peers import KINDS, peers_of
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.plan import Plan
@@ -112,7 +113,7 @@ def contestants_of(
         engine = stack.enter_context(models.engine(max_batch=max_batch, prefix_reuse=False))
         static = list(chains) if chains is not None else default_chains(engine, everything)
         _check(engine, static)
-        theirs = stack.enter_context(peers_of(models, peers, everything=everything)) if peers else []
+        theirs = _peers(models, peers, everything, stack)
         routed = stack.enter_context(models.engine(max_batch=max_batch, prefix_reuse=False, policy="adaptive"))
         ours = [
             EngineContestant(PLAIN, "plain", engine, {"speculation": False}),
@@ -125,6 +126,22 @@ def contestants_of(
             EngineContestant(ROUTED, "routed", routed),
         ]
         yield engine, [*theirs, *ours]
+
+
+def _peers(models: Models, kinds: Sequence[str], everything: bool, stack: ExitStack) -> list[Contestant]:
+    """Raises:
+    InvalidParameterError: an unknown peer.
+    """
+    known = (*KINDS, LLAMA_CPP)
+    unknown = [kind for kind in kinds if kind not in known]
+    if unknown:
+        raise InvalidParameterError(f"unknown peer {unknown[0]!r}; known: {', '.join(known)}")
+    found: list[Contestant] = []
+    if any(kind in KINDS for kind in kinds):
+        found += stack.enter_context(peers_of(models, kinds, everything=everything))
+    if LLAMA_CPP in kinds:
+        found += stack.enter_context(llama_cpp_peers(models))
+    return found
 
 
 def _check(engine: SpecRouter, chains: Sequence[Chain]) -> None:

@@ -37,10 +37,13 @@ def speed(
     chains: Chains = None,
     no_chains: NoChains = False,
     everything: Annotated[
-        bool, typer.Option("--all", help="Every window, and assisted generation at 2, 4, 8.")
+        bool, typer.Option("--all", help="Every window; the peers with every assistant and several lengths.")
     ] = False,
     peers: Annotated[
-        list[str] | None, typer.Option("--peer", help="generate, assisted, lookup or none; may be repeated (all).")
+        list[str] | None,
+        typer.Option(
+            "--peer", help="generate, assisted, lookup, llama.cpp or none; may be repeated (all of transformers)."
+        ),
     ] = None,
     seed: Seed = 0,
     dtype: Dtype = None,
