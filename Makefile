@@ -32,6 +32,8 @@ bench-quick: $(STAMP)
 		--chain demo/draft@4 --chain ngram@8 --peer generate
 	HF_HUB_OFFLINE=1 $(BIN)/specrouter bench step --widen 60M --tokens 1 --tokens 8 --rounds 20
 
+include docs/benchmarks/table.mk
+
 env: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt $(wildcard integrations/*/pyproject.toml)
