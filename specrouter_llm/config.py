@@ -107,6 +107,9 @@ class EngineConfig:
             _require_positive(name, getattr(self, name))
         if self.max_context is not None:
             _require_positive("max_context", self.max_context)
+        for name in ("speculation", "prefix_reuse", "pack", "strict"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidParameterError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name in ("chain", "windows"):
             if isinstance(getattr(self, name), (str, int)):
                 raise InvalidParameterError(f"{name} must be a list, got {getattr(self, name)!r}")

@@ -25,3 +25,11 @@ def test_a_chain_of_the_engine_must_be_a_list_too():
     """The same holds for the engine's own default."""
     with pytest.raises(InvalidParameterError, match="chain must be a list, got 'ngram'"):
         EngineConfig(chain="ngram")
+
+
+@pytest.mark.parametrize("name", ["speculation", "prefix_reuse", "pack", "strict"])
+@pytest.mark.parametrize("value", ["false", "no", 0, 1, None])
+def test_a_switch_is_true_or_false(name, value):
+    """The text "false" is true to Python: an option read from a file or the environment would do its opposite."""
+    with pytest.raises(InvalidParameterError, match=f"{name} must be True or False, got {value!r}"):
+        EngineConfig(**{name: value})
