@@ -10,20 +10,17 @@ import typer
 from specrouter_llm import __version__
 from specrouter_llm.cli import bench, bench_router, contests, experiment, results  # noqa: F401  # add to experiment.app
 from specrouter_llm.cli.arguments import (
-    Budget,
     Chain,
-    Device,
-    Drafts,
-    Dtype,
     Json,
     MaxTokens,
     Seed,
-    Target,
     Temperature,
-    Widen,
     Windows,
 )
+from specrouter_llm.cli.expanded import expanded
 from specrouter_llm.cli.options import PoolOptions, split
+
+DEMO_POOL = PoolOptions()
 
 app = typer.Typer(
     help="Lossless speculative decoding as a routing problem.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -46,10 +43,10 @@ def _root(
 
 
 @app.command()
+@expanded
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; '-' reads standard input.")],
-    target: Target = "demo",
-    drafts: Drafts = None,
+    pool: PoolOptions = DEMO_POOL,
     chain: Chain = None,
     windows: Windows = None,
     speculation: Annotated[bool, typer.Option(help="Whether to draft at all.")] = True,
@@ -62,10 +59,6 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 keeps all.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the answer.")] = None,
     seed: Seed = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    widen: Widen = None,
-    memory_budget: Budget = None,
     as_json: Json = False,
 ) -> None:
     """Answer one prompt, streamed."""
@@ -73,7 +66,7 @@ def generate(
 
     run(
         prompt,
-        PoolOptions(target, drafts, dtype, device, widen, memory_budget),
+        pool,
         chain=split(chain),
         windows=[int(window) for window in split(windows) or []] or None,
         speculation=speculation,
@@ -108,9 +101,9 @@ def demo(
 
 
 @app.command()
+@expanded
 def chat(
-    target: Target = "demo",
-    drafts: Drafts = None,
+    pool: PoolOptions = DEMO_POOL,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     policy: Annotated[str, typer.Option(help="Who chooses chains: adaptive or fixed.")] = "adaptive",
     chain: Chain = None,
@@ -118,16 +111,12 @@ def chat(
     max_tokens: MaxTokens = 512,
     temperature: Temperature = 0.0,
     seed: Seed = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    widen: Widen = None,
-    memory_budget: Budget = None,
 ) -> None:
     """Talk to the target; chain and acceptance are shown while it answers. Reads lines from a pipe, too."""
     from specrouter_llm.cli.chat import run
 
     run(
-        PoolOptions(target, drafts, dtype, device, widen, memory_budget),
+        pool,
         system=system,
         policy=policy,
         chain=split(chain),
@@ -137,23 +126,19 @@ def chat(
 
 
 @app.command()
+@expanded
 def calibrate(
-    target: Target = "demo",
-    drafts: Drafts = None,
+    pool: PoolOptions = DEMO_POOL,
     seconds: Annotated[float, typer.Option(help="Time for all models together, at most.")] = 20.0,
     out: Annotated[Path | None, typer.Option(help="Write what calibration= of from_pretrained reads.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a plot (.png, .svg or .pdf); needs matplotlib.")] = None,
-    dtype: Dtype = None,
-    device: Device = None,
-    widen: Widen = None,
-    memory_budget: Budget = None,
     as_json: Json = False,
 ) -> None:
     """Measure what a forward of each model costs on this machine, for the adaptive policy to start from."""
     from specrouter_llm.cli.calibrate import run
 
     run(
-        PoolOptions(target, drafts, dtype, device, widen, memory_budget),
+        pool,
         seconds=seconds,
         out=out,
         plot=plot,
@@ -162,9 +147,9 @@ def calibrate(
 
 
 @app.command()
+@expanded
 def verify(
-    target: Target = "demo",
-    drafts: Drafts = None,
+    pool: PoolOptions = DEMO_POOL,
     prompts: Annotated[Path | None, typer.Option(help="JSONL or text file; some built-in prompts by default.")] = None,
     limit: Annotated[int, typer.Option(help="Number of prompts.")] = 20,
     chains: Annotated[list[str] | None, typer.Option("--chain", help="Only this chain; may be repeated.")] = None,
@@ -177,10 +162,6 @@ def verify(
     transformers: Annotated[
         bool, typer.Option("--transformers", help="Also compare with transformers' generate.")
     ] = False,
-    dtype: Dtype = None,
-    device: Device = None,
-    widen: Widen = None,
-    memory_budget: Budget = None,
     as_json: Json = False,
 ) -> None:
     """Compare every chain with plain decoding on your models and prompts. Status 1 if anything but near-ties differs."""
@@ -188,7 +169,7 @@ def verify(
 
     raise typer.Exit(
         run(
-            PoolOptions(target, drafts, dtype, device, widen, memory_budget),
+            pool,
             prompts=prompts,
             limit=limit,
             chains=[split(chain) or [] for chain in chains] if chains else None,

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from specrouter_llm.cli.arguments import Device, Drafts, Dtype, MaxTokens, Target, Widen
+from specrouter_llm.cli.arguments import MaxTokens
+from specrouter_llm.cli.expanded import DEMO, Family, expanded
 from specrouter_llm.cli.experiment import (
     Batch,
     Limit,
@@ -25,28 +26,24 @@ from specrouter_llm.cli.experiment import (
 
 
 @app.command()
+@expanded
 def match(
-    target: Target = "demo",
-    drafts: Drafts = None,
+    family: Family = DEMO,
     prompts: Prompts = None,
     limit: Limit = 48,
     temperatures: Temperatures = None,
     max_tokens: MaxTokens = 64,
     seed: Seed = 0,
     batch: Batch = 8,
-    dtype: Dtype = None,
-    device: Device = None,
-    widen: Widen = None,
     out: Out = None,
 ) -> None:
     """How often the levels agree: keyed choices, argmax, and the optimum 1 - TV."""
     from specrouter_llm.bench import match as experiment
-    from specrouter_llm.bench.models import Models
 
     texts, chosen = texts_of(prompts, limit), temperatures or [0.0, 0.7, 1.0]
     with progress_bar(len(chosen) * (len(texts) + 1)) as advance:
         rows = experiment.measure(
-            Models.of(target, drafts, dtype, device, widen),
+            family.models(),
             texts,
             temperatures=chosen,
             max_tokens=max_tokens,
@@ -54,14 +51,20 @@ def match(
             batch=batch,
             advance=advance,
         )
-    settings = {"target": target, "widen": widen, "max_tokens": max_tokens, "seed": seed, **source_of(prompts, texts)}
+    settings = {
+        "target": family.target,
+        "widen": family.widen,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        **source_of(prompts, texts),
+    }
     finish("match", settings, rows, experiment.table(rows), out)
 
 
 @app.command()
+@expanded
 def rejection(
-    target: Target = "demo",
-    drafts: Drafts = None,
+    family: Family = DEMO,
     prompts: Prompts = None,
     limit: Limit = 24,
     temperatures: Temperatures = None,
@@ -71,19 +74,15 @@ def rejection(
     max_tokens: MaxTokens = 64,
     seed: Seed = 0,
     batch: Batch = 8,
-    dtype: Dtype = None,
-    device: Device = None,
-    widen: Widen = None,
     out: Out = None,
 ) -> None:
     """Early rejection: what a middle level spares the target, at the same number of tokens offered to it."""
     from specrouter_llm.bench import rejection as experiment
-    from specrouter_llm.bench.models import Models
 
     texts = texts_of(prompts, limit)
     with progress_bar(None) as advance:
         label, rows = experiment.measure(
-            Models.of(target, drafts, dtype, device, widen),
+            family.models(),
             texts,
             temperatures=temperatures or [0.0, 1.0],
             max_tokens=max_tokens,
@@ -97,9 +96,9 @@ def rejection(
 
 
 @app.command()
+@expanded
 def off(
-    target: Target = "demo",
-    drafts: Drafts = None,
+    family: Family = DEMO,
     prompts: Prompts = None,
     limit: Limit = 64,
     batches: Annotated[
@@ -107,24 +106,20 @@ def off(
     ] = None,
     pairs: Annotated[int, typer.Option(help="Alternating pairs of generations.")] = 30,
     max_tokens: MaxTokens = 64,
-    dtype: Dtype = None,
-    device: Device = None,
-    widen: Widen = None,
     out: Out = None,
 ) -> None:
     """What drafters that are not used cost: speculation=False against an engine without drafters."""
     from specrouter_llm.bench import off as experiment
-    from specrouter_llm.bench.models import Models
 
     texts, sizes = texts_of(prompts, limit), batches or [1, 4]
     with progress_bar(len(sizes) * (pairs + 2)) as advance:
         rows = experiment.measure(
-            Models.of(target, drafts, dtype, device, widen),
+            family.models(),
             texts,
             batches=sizes,
             pairs=pairs,
             max_tokens=max_tokens,
             advance=advance,
         )
-    settings = {"target": target, "widen": widen, "max_tokens": max_tokens, **source_of(prompts, texts)}
+    settings = {"target": family.target, "widen": family.widen, "max_tokens": max_tokens, **source_of(prompts, texts)}
     finish("off", settings, rows, experiment.table(rows), out)

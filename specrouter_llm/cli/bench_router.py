@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from specrouter_llm.cli.arguments import Device, Drafts, Dtype, MaxTokens, Target, Widen
+from specrouter_llm.cli.arguments import Drafts, MaxTokens, Target, Widen
+from specrouter_llm.cli.expanded import DEMO, Family, expanded
 from specrouter_llm.cli.experiment import (
     Batch,
     Limit,
@@ -22,11 +23,13 @@ from specrouter_llm.cli.experiment import (
     texts_of,
 )
 
+WIDE = Family(widen="150M")
+
 
 @app.command()
+@expanded
 def acceptance(
-    target: Target = "demo",
-    drafts: Drafts = None,
+    family: Family = DEMO,
     sources: Annotated[
         list[str] | None,
         typer.Option("--workload", help="Built-in name, FILE or FILE#CATEGORY; may be repeated; all built-in ones."),
@@ -36,15 +39,11 @@ def acceptance(
     max_tokens: MaxTokens = 64,
     seed: Seed = 0,
     batch: Batch = 8,
-    dtype: Dtype = None,
-    device: Device = None,
-    widen: Widen = None,
     out: Out = None,
     plot: Plot = None,
 ) -> None:
     """What every level accepts of the level below, by workload; the match rate behind it, and the optimum 1 - TV."""
     from specrouter_llm.bench import acceptance as experiment
-    from specrouter_llm.bench.models import Models
     from specrouter_llm.bench.plots import check_plot
     from specrouter_llm.bench.texts import PROMPTS
     from specrouter_llm.bench.workloads import workload
@@ -54,7 +53,7 @@ def acceptance(
     workloads = {each.name: each.prompts for each in chosen}
     with progress_bar(None) as advance:
         rows = experiment.measure(
-            Models.of(target, drafts, dtype, device, widen),
+            family.models(),
             workloads,
             temperatures=temperatures or [0.0, 1.0],
             max_tokens=max_tokens,
@@ -63,16 +62,22 @@ def acceptance(
             advance=advance,
         )
     counts = {name: len(texts) for name, texts in workloads.items()}
-    settings = {"target": target, "widen": widen, "max_tokens": max_tokens, "seed": seed, "workloads": counts}
+    settings = {
+        "target": family.target,
+        "widen": family.widen,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "workloads": counts,
+    }
     finish("acceptance", settings, rows, experiment.table(rows), out)
     if plot is not None:
         experiment.plot(rows, plot)
 
 
 @app.command()
+@expanded
 def calibration(
-    target: Target = "demo",
-    drafts: Drafts = None,
+    family: Family = DEMO,
     prompts: Prompts = None,
     limit: Limit = 64,
     noise: Annotated[
@@ -85,22 +90,18 @@ def calibration(
     max_tokens: MaxTokens = 64,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Seed = 0,
-    dtype: Dtype = None,
-    device: Device = None,
-    widen: Widen = None,
     out: Out = None,
     plot: Plot = None,
 ) -> None:
     """Predicted against observed: acceptance and time per token, for drafters with growing noise on their weights."""
     from specrouter_llm.bench import calibration as experiment
-    from specrouter_llm.bench.models import Models
     from specrouter_llm.bench.plots import check_plot
 
     check_plot(plot)
     texts = texts_of(prompts, limit)
     with progress_bar(None) as advance:
         rows = experiment.measure(
-            Models.of(target, drafts, dtype, device, widen),
+            family.models(),
             texts,
             noise=noise or experiment.NOISE,
             windows=windows or experiment.WINDOWS,
@@ -111,8 +112,8 @@ def calibration(
             advance=advance,
         )
     settings = {
-        "target": target,
-        "widen": widen,
+        "target": family.target,
+        "widen": family.widen,
         "learn_tokens": experiment.LEARN_TOKENS,
         "tokens": tokens,
         "max_tokens": max_tokens,
@@ -127,9 +128,9 @@ def calibration(
 
 
 @app.command()
+@expanded
 def overhead(
-    target: Target = "demo",
-    drafts: Drafts = None,
+    family: Family = WIDE,
     prompts: Prompts = None,
     limit: Limit = 12,
     sizes: Annotated[
@@ -138,25 +139,21 @@ def overhead(
     pools: Annotated[int, typer.Option(help="Simulated pools of each size.")] = 3,
     tokens: Annotated[int, typer.Option(help="Tokens decoded in each simulated pool.")] = 2000,
     max_tokens: MaxTokens = 64,
-    dtype: Dtype = None,
-    device: Device = None,
-    widen: Widen = "150M",
     out: Out = None,
     plot: Plot = None,
 ) -> None:
     """What planning costs, by part and by number of models, and what the engine does between its forwards."""
     from specrouter_llm.bench import overhead as experiment
-    from specrouter_llm.bench.models import Models
     from specrouter_llm.bench.plots import check_plot
 
     check_plot(plot)
-    texts, widen = texts_of(prompts, limit), None if widen == "none" else widen
+    texts = texts_of(prompts, limit)
     chosen = sizes or experiment.SIZES
     with progress_bar(pools * len(chosen) + len(texts) + 1) as advance:
         rows = experiment.measure_simulated(chosen, pools=pools, tokens=tokens, advance=advance)
-        models = Models.of(target, drafts, dtype, device, widen)
+        models = family.models()
         rows += experiment.measure_engine(models, texts, max_tokens=max_tokens, advance=advance)
-    settings = {"target": target, "widen": widen, "max_tokens": max_tokens, **source_of(prompts, texts)}
+    settings = {"target": family.target, "widen": family.widen, "max_tokens": max_tokens, **source_of(prompts, texts)}
     finish("overhead", settings, rows, experiment.table(rows), out)
     if plot is not None:
         experiment.plot(rows, plot)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specrouter_llm.cli.arguments import Device, Drafts, Dtype, Target, Widen
+from specrouter_llm.cli.arguments import Device, Dtype, Target, Widen
+from specrouter_llm.cli.expanded import DEMO, Family, expanded
 from specrouter_llm.cli.experiment import Out, Plot, Seed, app, finish, progress_bar
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ Temperature = Annotated[float | None, typer.Option(help="0 is greedy; that of th
 
 
 @app.command()
+@expanded
 def speed(
-    target: Target = "demo",
-    drafts: Drafts = None,
+    family: Family = DEMO,
     workloads: Annotated[
         list[str] | None,
         typer.Option("--workload", "-w", help="Built-in name, FILE or FILE#CATEGORY, or mix of all; may be repeated."),
@@ -46,16 +47,12 @@ def speed(
         ),
     ] = None,
     seed: Seed = 0,
-    dtype: Dtype = None,
-    device: Device = None,
-    widen: Widen = None,
     widen_target_only: TargetOnly = False,
     out: Out = None,
     plot: Plot = None,
 ) -> None:
     """Plain decoding, static chains, the adaptive policy and transformers itself, on the same prompts in turn."""
     from specrouter_llm.bench import speed as experiment
-    from specrouter_llm.bench.models import Models
     from specrouter_llm.bench.plots import check_plot
     from specrouter_llm.bench.texts import PROMPTS
     from specrouter_llm.bench.workloads import MIX
@@ -65,7 +62,7 @@ def speed(
     chosen = _workloads([name for name in names if name != MIX] or list(PROMPTS), limit, temperature, max_tokens)
     with progress_bar(None) as advance:
         labels, rows = experiment.measure(
-            Models.of(target, drafts, dtype, device, widen, target_only=widen_target_only),
+            family.models(target_only=widen_target_only),
             chosen,
             apart=names != [MIX],
             mix=MIX in names,
@@ -75,16 +72,16 @@ def speed(
             seed=seed,
             advance=advance,
         )
-    settings = {"models": labels, "workloads": _described(chosen), "seed": seed, "dtype": dtype}
+    settings = {"models": labels, "workloads": _described(chosen), "seed": seed, "dtype": family.dtype}
     finish("speed", settings, rows, experiment.table(rows), out)
     if plot is not None:
         experiment.plot(rows, plot)
 
 
 @app.command()
+@expanded
 def batch(
-    target: Target = "demo",
-    drafts: Drafts = None,
+    family: Family = DEMO,
     workload: Annotated[str, typer.Option("--workload", "-w", help="Built-in name, FILE or FILE#CATEGORY.")] = "cot",
     limit: Annotated[int, typer.Option(help="Prompts, which the batches repeat.")] = 32,
     batches: Annotated[
@@ -97,23 +94,19 @@ def batch(
     no_chains: NoChains = False,
     peer: Annotated[bool, typer.Option(help="Whether transformers' batched generate takes part.")] = True,
     seed: Seed = 0,
-    dtype: Dtype = None,
-    device: Device = None,
-    widen: Widen = None,
     widen_target_only: TargetOnly = False,
     out: Out = None,
     plot: Plot = None,
 ) -> None:
     """Tokens per second by batch size, and which chains the adaptive policy turns to."""
     from specrouter_llm.bench import batch as experiment
-    from specrouter_llm.bench.models import Models
     from specrouter_llm.bench.plots import check_plot
 
     check_plot(plot)
     (chosen,) = _workloads([workload], limit, temperature, max_tokens)
     with progress_bar(None) as advance:
         labels, rows = experiment.measure(
-            Models.of(target, drafts, dtype, device, widen, target_only=widen_target_only),
+            family.models(target_only=widen_target_only),
             chosen,
             batches=batches or experiment.SIZES,
             groups=groups,
@@ -122,7 +115,7 @@ def batch(
             seed=seed,
             advance=advance,
         )
-    settings = {"models": labels, "workloads": _described([chosen]), "seed": seed, "dtype": dtype}
+    settings = {"models": labels, "workloads": _described([chosen]), "seed": seed, "dtype": family.dtype}
     finish("batch", settings, rows, experiment.table(rows), out)
     if plot is not None:
         experiment.plot(rows, plot)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from specrouter_llm.cli.arguments import Budget, Device, Drafts, Dtype, Target, Widen
+
 if TYPE_CHECKING:
     from specrouter_llm.config import ModelSource
     from specrouter_llm.engine.spec_router import SpecRouter
@@ -20,12 +22,12 @@ def split(text: str | None) -> list[str] | None:
 class PoolOptions:
     """The models of a command."""
 
-    target: str
-    drafts: list[str] | None = None
-    dtype: str | None = None
-    device: str | None = None
-    widen: str | None = None
-    memory_budget: str | None = None
+    target: Target = "demo"
+    drafts: Drafts = None
+    dtype: Dtype = None
+    device: Device = None
+    widen: Widen = None
+    memory_budget: Budget = None
 
     def engine(self, *, progress: bool = True, **config: Any) -> SpecRouter:
         """Loads the pool and starts an engine."""
