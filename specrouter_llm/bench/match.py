@@ -55,7 +55,7 @@ class Tally:
 
 def measure(
     models: Models,
-    texts: Sequence[TextPrompt],
+    texts: Sequence[TextPrompt | list[int]],
     *,
     temperatures: Sequence[float] = (0.0, 0.7, 1.0),
     max_tokens: int = 64,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from specrouter_llm.bench.texts import TextPrompt
 from specrouter_llm.config import ModelSource
@@ -55,10 +55,19 @@ class Models:
         )
 
 
-def encode(engine: SpecRouter, prompt: TextPrompt, *, raw: bool = False) -> list[int]:
-    """A prompt through the target's chat template, text being a user's turn; without one, or `raw`, the texts alone."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+def encode(engine: SpecRouter, prompt: TextPrompt | list[int], *, raw: bool = False) -> list[int]:
+    """A prompt through the target's chat template, text being a user's turn; without one, or `raw`, the texts alone.
+
+    Token ids stay as they are.
+    """
+    if _is_ids(prompt):
+        return prompt
+    messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     tokenizer = engine.tokenizer
     if raw or tokenizer is None or tokenizer.chat_template is None:
         return engine.encode("\n\n".join(message["content"] for message in messages))
     return engine.encode(messages)
+
+
+def _is_ids(prompt: TextPrompt | list[int]) -> TypeGuard[list[int]]:
+    return not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], int)

@@ -1,0 +1,138 @@
+"""From a configuration to models that load: corpus, batches, training that can be interrupted."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from examples.train_family import training
+from examples.train_family.build import Build
+from examples.train_family.config import FamilyConfig
+from examples.train_family.corpus import MAX_TOKENS, Source, batches, build_corpus, gsm8k, render
+from examples.train_family.dialogue import Dialogue, written
+from examples.train_family.evaluate import Family, agreement, losses, right_answers
+from examples.train_family.tokenizer import train_tokenizer
+
+SHAPE = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64}
+TINY = {
+    "vocab_size": 512,
+    "corpus_tokens": 300_000,
+    "mixture": {"arithmetic": 0.4, "tools": 0.3, "chat": 0.2, "prose": 0.1},
+    "target": {"hidden_size": 64, "num_hidden_layers": 2, **SHAPE},
+    "drafters": {
+        "middle": {"hidden_size": 32, "num_hidden_layers": 1, **SHAPE},
+        "draft": {"hidden_size": 32, "num_hidden_layers": 1, **SHAPE},
+    },
+    "train": {"tokens": 20_000, "batch_tokens": 2048, "micro_tokens": 1024},
+    "distil": {"tokens": 8_000, "batch_tokens": 2048, "micro_tokens": 1024},
+}
+CONFIG = FamilyConfig.model_validate(TINY)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["Tom has 3 apples.", '{"name": "pay"}'], 400)
+
+
+@pytest.fixture(scope="module")
+def corpus(tokenizer):
+    return build_corpus(CONFIG, tokenizer, 200_000, seed=5)
+
+
+def test_answers_and_nothing_else_are_learnt(tokenizer):
+    documents = (
+        d for d in Source(CONFIG, 5).documents() if len(tokenizer(render(d, tokenizer)).input_ids) <= MAX_TOKENS + 1
+    )
+    corpus = build_corpus(CONFIG, tokenizer, 1_000, seed=5)
+    for index in range(200):
+        document = next(documents)
+        span = slice(corpus.starts[index], corpus.starts[index + 1])
+        tokens, learnt = corpus.tokens[span], corpus.learnt[span]
+        assert tokenizer.decode(tokens.tolist()) == render(document, tokenizer)
+        if isinstance(document, Dialogue):
+            said = "".join(written(m) + "<|end|>" for m in document.messages if m["role"] == "assistant")
+            assert tokenizer.decode(tokens[learnt].tolist()) == said
+        else:
+            assert learnt.all()
+
+
+def test_every_document_comes_once_in_each_pass(tokenizer, corpus):
+    stream = batches(corpus, 2048, tokenizer.pad_token_id, seed=1)
+    seen, rows = 0, 0
+    while rows < len(corpus):
+        batch = next(stream)
+        rows += len(batch.tokens)
+        seen += int(batch.real.sum())
+        assert not (batch.learnt & ~batch.real).any()
+    assert (rows, seen) == (len(corpus), len(corpus.tokens))
+
+
+def test_a_seed_decides_the_order(tokenizer, corpus):
+    def beginning(seed):
+        return [b.tokens for b in itertools.islice(batches(corpus, 2048, tokenizer.pad_token_id, seed), 20)]
+
+    assert all(np.array_equal(a, b) for a, b in zip(beginning(1), beginning(1), strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(beginning(1), beginning(2), strict=True))
+
+
+def test_an_interrupted_build_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_SAVE_SECONDS", 0.0)
+    Build(CONFIG, tmp_path / "whole").run()
+
+    class Stop(Exception):
+        pass
+
+    predicting = training.predicting
+
+    def stopping(learner):
+        inner, calls = predicting(learner), itertools.count()
+
+        def losses(portion):
+            if next(calls) == 9:
+                raise Stop
+            return inner(portion)
+
+        return losses
+
+    monkeypatch.setattr("examples.train_family.build.predicting", stopping)
+    with pytest.raises(Stop):
+        Build(CONFIG, tmp_path / "stopped").run()
+    monkeypatch.setattr("examples.train_family.build.predicting", predicting)
+    Build(CONFIG, tmp_path / "stopped").run()
+    for name in ("target", "drafters"):
+        states = [torch.load(tmp_path / kind / f"{name}.pt", weights_only=True) for kind in ("whole", "stopped")]
+        assert states[0]["done"] == states[1]["done"]
+        for one, other in zip(*(state["learners"] for state in states), strict=True):
+            assert all(torch.equal(one["model"][key], other["model"][key]) for key in one["model"])
+
+    with pytest.raises(ValueError, match="another configuration"):
+        Build(CONFIG.model_copy(update={"seed": 2}), tmp_path / "whole")
+    family = Family.of(tmp_path / "whole" / "family")
+    assert set(right_answers(family, 4)) >= {"arithmetic", "stories"}
+    assert all(value > 0 for row in losses(family, 2).values() for value in row.values())
+    assert {row["temperature"] for row in agreement(family, 2)["chat"]} == {0.0, 1.0}
+
+
+def test_training_lowers_the_loss(tmp_path):
+    longer = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"tokens": 120_000})})
+    Build(longer, tmp_path).run()
+    assert json.loads((tmp_path / "training.json").read_text())["target"]["training_loss"] < 0.75 * np.log(512)
+
+
+def test_gsm8k_is_read_without_its_marks(tmp_path):
+    row = {"question": "How many?", "answer": "2 * 3 = <<2*3=6>>6\n#### 6"}
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps(row))
+    (dialogue,) = gsm8k(path)
+    assert dialogue.answer == "2 * 3 = 6\nThe answer is 6"
+    assert dialogue.accepts("So it is 6.")
+    assert not dialogue.accepts("So it is 7.")
+
+
+def test_an_unknown_source_is_named():
+    with pytest.raises(ValueError, match="juggling"):
+        Source(CONFIG.model_copy(update={"mixture": {"juggling": 1.0}}), 0)
