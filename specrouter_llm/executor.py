@@ -26,6 +26,7 @@ from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import Forward, Score, Trial
 from specrouter_llm.state.manager import StateManager
 from specrouter_llm.state.row import Row
+from specrouter_llm.verification.looping import LoopProcessor
 from specrouter_llm.verification.rollback import RollbackProcessor
 from specrouter_llm.verification.verify import Verification, VerifyProcessor
 
@@ -73,6 +74,7 @@ class Executor:
         self._runners = dict(runners)
         self._drafting = DraftProcessor(proposers)
         self._verifying = VerifyProcessor(state, runners)
+        self._looping = LoopProcessor(state, runners)
         self._rollback = RollbackProcessor(state)
         self._target = target
 
@@ -105,7 +107,7 @@ class Executor:
 
     def _outcomes(self, rows: Sequence[Row], plans: Sequence[Plan], log: list[Forward]) -> list[RowOutcome]:
         usable = [self.usable(row, plan) for row, plan in zip(rows, plans, strict=True)]
-        run = _StepRun(self._state, self._drafting, self._verifying, log)
+        run = _StepRun(self._state, self._drafting, self._verifying, self._looping, log)
         try:
             with self._rollback.atomic(rows):
                 return run.outcomes(rows, usable)
@@ -142,6 +144,7 @@ class _StepRun:
     state: StateManager
     drafting: DraftProcessor
     verifying: VerifyProcessor
+    looping: LoopProcessor
     log: list[Forward]
     trials: dict[int, list[Trial]] = field(default_factory=lambda: defaultdict(list))
     scores: dict[int, list[Score]] = field(default_factory=lambda: defaultdict(list))
@@ -169,6 +172,8 @@ class _StepRun:
             return self.drafting.propose(plan.top, rows, hypotheses, wants, log=self.log)
         grown: list[list[int]] = [[] for _ in rows]
         done = [want <= 0 for want in wants]
+        if plan.below is None and plan.top in self.looping:
+            self._loop(plan, rows, hypotheses, grown, done)
         for _ in range(plan.rounds[-1]):
             live = [
                 i for i in range(len(rows)) if not done[i] and self._able(plan.top, rows[i], hypotheses[i], grown[i])
@@ -187,6 +192,24 @@ class _StepRun:
                 grown[i].extend(kept)
                 done[i] = ended or not kept or len(grown[i]) >= wants[i]
         return [tokens[:want] for tokens, want in zip(grown, wants, strict=True)]
+
+    def _loop(
+        self,
+        plan: Plan,
+        rows: Sequence[Row],
+        hypotheses: Sequence[list[int]],
+        grown: list[list[int]],
+        done: list[bool],
+    ) -> None:
+        """All rounds of the lowest model at once, for the rows that need nothing of the host between them."""
+        live = [i for i in range(len(rows)) if not done[i] and self._able(plan.top, rows[i], hypotheses[i], ())]
+        given = [rows[i] for i in live], [hypotheses[i] for i in live]
+        for index, token_ids, failed in self.looping.propose(plan.top, *given, plan.rounds[-1], log=self.log):
+            i = live[index]
+            grown[i], _ = _until_end(rows[i], hypotheses[i], token_ids)
+            done[i] = True
+            if failed:
+                self._set_aside(plan.top, rows[i])
 
     def verify(
         self,
@@ -208,9 +231,13 @@ class _StepRun:
             if verification.score is not None and not final:
                 self.scores[row.slot].append(verification.score)
             if verification.failed and not final:
-                row.set_aside[model] = "its logits held NaN or no finite value"
-                self.state.poison(model, row.slot)
+                self._set_aside(model, row)
         return verified
+
+    def _set_aside(self, model: str, row: Row) -> None:
+        """A drafter whose logits are broken is not asked again, and nothing that it holds of the row is trusted."""
+        row.set_aside[model] = "its logits held NaN or no finite value"
+        self.state.poison(model, row.slot)
 
     def _able(self, model: str, row: Row, hypothesis: Sequence[int], grown: Sequence[int]) -> bool:
         """Whether the level may go on with this row within the step."""

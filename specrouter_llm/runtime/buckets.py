@@ -49,13 +49,27 @@ def bucket_for(spans: Sequence[Span], capacity: int) -> Bucket | None:
     return None if tokens is None else Bucket(tokens, _extent(spans, capacity))
 
 
+def loop_buckets(spans: Sequence[Span], count: int, capacity: int) -> tuple[Bucket, Bucket] | None:
+    """The buckets of the first and of the later forwards of a loop, in which every row goes on for `count` tokens.
+
+    The first has room for two tokens a row: one is committed but not fed after a refusal, two after a proposal that was
+    accepted whole. None if that is too many.
+    """
+    fed = max(2 * len(spans), sum(len(span.token_ids) for span in spans))
+    first = next((size for size in TOKENS if size >= fed), None)
+    if first is None:
+        return None
+    extent = _extent(spans, capacity, count - 1)
+    return Bucket(first, extent), Bucket(next(size for size in TOKENS if size >= len(spans)), extent)
+
+
 def canonical_bucket(spans: Sequence[Span], capacity: int) -> Bucket:
     """The bucket of strict mode; the extent is not seen by the bits, for attention adds up by position."""
     return Bucket(CANONICAL_TOKENS, _extent(spans, capacity))
 
 
-def _extent(spans: Sequence[Span], capacity: int) -> int:
-    longest = max(span.end for span in spans)
+def _extent(spans: Sequence[Span], capacity: int, more: int = 0) -> int:
+    longest = max(span.end for span in spans) + more
     extent = _SHORTEST
     while extent < longest:
         extent *= _GROWTH

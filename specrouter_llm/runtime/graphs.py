@@ -8,25 +8,40 @@ at the same addresses. Longer steps, which are prefill, run as in `EagerRunner`,
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 from specrouter_llm.runtime.batch import Span
-from specrouter_llm.runtime.buckets import CANONICAL_TOKENS, TOKENS, Bucket, bucket_for, canonical_bucket, launches
+from specrouter_llm.runtime.buckets import (
+    CANONICAL_TOKENS,
+    TOKENS,
+    Bucket,
+    bucket_for,
+    canonical_bucket,
+    launches,
+    loop_buckets,
+)
 from specrouter_llm.runtime.cache import SlotCache
+from specrouter_llm.runtime.draft_loop import DraftLoop, Keys, LoopShape
 from specrouter_llm.runtime.probe import PROBE_LENGTH, is_canonical
 from specrouter_llm.runtime.runner import EagerRunner
 from specrouter_llm.runtime.static_batch import StaticBatch, TileAttention
+from specrouter_llm.sampling.row import Warp
 from specrouter_llm.types import Guarantee
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MAX_GRAPHS = 32
-"""Recorded at a time; the one that was used longest ago makes room."""
+"""Forwards recorded at a time; the one that was used longest ago makes room."""
+MAX_LOOPS = 16
+"""Loops recorded at a time."""
 _WARM_UP = 2
 
 Replay: TypeAlias = Callable[[], Tensor]
@@ -41,23 +56,28 @@ class Capture(Protocol):
 
 
 class CudaCapture:
-    """Records CUDA graphs of one device; they share their memory, so only one may be replayed at a time."""
+    """Records CUDA graphs of one device; they share their memory, so only one may be replayed at a time.
+
+    Sharing needs one stream for all: memory of the pool, and the workspaces of matrix products, belong to a stream.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def __call__(self, run: Replay) -> Replay:
         with torch.cuda.device(self._device):
-            stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+            stream, current = self._stream, torch.cuda.current_stream()
             stream.wait_stream(current)
             with torch.cuda.stream(stream):  # kernels are built and workspaces made before anything is recorded
                 for _ in range(_WARM_UP):
                     run()
             current.wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=self._pool(), stream=stream, capture_error_mode="thread_local"):
                 output = run()
+        self._graphs.add(graph)
 
         def replay() -> Tensor:
             with torch.cuda.device(self._device):
@@ -66,10 +86,45 @@ class CudaCapture:
 
         return replay
 
+    def _pool(self) -> tuple[int, int]:
+        """That of any graph still there: a pool must not be used again once its last graph is gone."""
+        pool: tuple[int, int] = next((graph.pool() for graph in self._graphs), None) or torch.cuda.graph_pool_handle()
+        return pool
 
-class _Recorded(NamedTuple):
-    batch: StaticBatch
-    replay: Replay
+
+Inputs = TypeVar("Inputs")
+
+
+class Recordings(Generic[Inputs]):
+    """Graphs by shape, with their inputs; the one that was used longest ago makes room."""
+
+    def __init__(self, capture: Capture, limit: int) -> None:
+        self._capture = capture
+        self._limit = limit
+        self._known: OrderedDict[Hashable, tuple[Inputs, Replay]] = OrderedDict()
+
+    def replay(
+        self,
+        shape: Hashable,
+        make: Callable[[], Inputs],
+        fill: Callable[[Inputs], None],
+        run: Callable[[Inputs], Tensor],
+    ) -> tuple[Inputs, Tensor]:
+        """The shape's inputs, filled, and what `run` makes of them; the next replay of any graph overwrites that.
+
+        A shape that is not known is recorded, over inputs that are filled: what that writes, the replay writes again.
+        """
+        known = self._known.pop(shape, None)
+        inputs = known[0] if known else make()
+        fill(inputs)
+        replay = known[1] if known else self._capture(partial(run, inputs))
+        self._known[shape] = inputs, replay
+        if len(self._known) > self._limit:  # only after recording, which has waited until no graph is running
+            self._known.popitem(last=False)
+        return inputs, replay()
+
+    def clear(self) -> None:
+        self._known.clear()
 
 
 class GraphRunner(EagerRunner):
@@ -95,10 +150,10 @@ class GraphRunner(EagerRunner):
             UnsupportedModelError: through the cache its logits differ from its own.
             RuntimeError: the forward cannot be recorded.
         """
-        self._capture = capture
         self._attention = attention
         self._strict = strict
-        self._recorded: OrderedDict[Bucket, _Recorded] = OrderedDict()
+        self._forwards: Recordings[StaticBatch] = Recordings(capture, MAX_GRAPHS)
+        self._loops: Recordings[DraftLoop] = Recordings(capture, MAX_LOOPS)
         super().__init__(name, model, num_slots=num_slots, context_length=context_length)
         if strict:
             self.guarantee = self._probed()
@@ -114,7 +169,8 @@ class GraphRunner(EagerRunner):
             raise
 
     def _new_cache(self, num_slots: int, length: int) -> SlotCache:
-        self._recorded.clear()
+        self._forwards.clear()
+        self._loops.clear()
         return SlotCache(self._num_layers, num_slots, length, trash=TOKENS[-1])
 
     def _forward(self, spans: Sequence[Span]) -> Tensor:
@@ -126,36 +182,44 @@ class GraphRunner(EagerRunner):
 
     def _launch(self, spans: Sequence[Span], bucket: Bucket) -> Tensor:
         self._cache.expect(spans)
-        recorded = self._recorded.get(bucket)
-        if recorded is None:
-            recorded = self._record(bucket, spans)
-        self._recorded.move_to_end(bucket)
-        wanted = recorded.batch.fill(spans)
-        logits = recorded.replay().index_select(0, wanted)
-        return logits if logits.dtype == torch.float64 else logits.float()
+        batch, logits = self._forwards.replay(
+            bucket,
+            make=lambda: StaticBatch.empty(bucket, self._cache, self._device, self._attention),
+            fill=lambda batch: batch.fill(spans),
+            run=lambda batch: self._logits(batch, batch.ids),
+        )
+        wanted = logits.index_select(0, batch.wanted[: sum(span.num_logits for span in spans)])
+        return wanted if wanted.dtype == torch.float64 else wanted.float()
 
-    def _record(self, bucket: Bucket, spans: Sequence[Span]) -> _Recorded:
-        """Records the bucket's graph, running over `spans`: what that writes is what the step will write again."""
-        cache = self._cache
-        batch = StaticBatch(bucket, cache, self._device, self._attention)
+    def loop(self, spans: Sequence[Span], count: int, warp: Warp, keys: Sequence[Keys]) -> Tensor | None:
+        """See `LoopingRunner`; strict mode has one shape only, and the loop's are others."""
+        buckets = loop_buckets(spans, count, self._cache.capacity)
+        if buckets is None or self._strict:
+            return None
+        shape = LoopShape(*buckets, count, warp)
+        with torch.inference_mode():
+            self._cache.expect([replace(span, token_ids=[*span.token_ids, *[0] * (count - 1)]) for span in spans])
+            _, chosen = self._loops.replay(
+                shape,
+                make=lambda: DraftLoop(shape, self._cache, self._device, self._attention),
+                fill=lambda loop: loop.fill(spans, keys),
+                run=lambda loop: loop.run(self._logits),
+            )
+            return chosen[: len(spans)].clone()
 
-        def run() -> Tensor:
-            cache.context = batch
-            logits = self._model(
-                input_ids=batch.ids[None],
-                position_ids=batch.positions[None],
-                past_key_values=cache,
-                use_cache=True,
-                spec=batch,
-            ).logits[0]
-            return cache.nan_where_broken(logits, batch.slots, batch.positions, bucket.extent)
-
-        batch.fill(spans)
-        while len(self._recorded) >= MAX_GRAPHS:
-            self._recorded.popitem(last=False)
-        self._recorded[bucket] = _Recorded(batch, self._capture(run))
-        return self._recorded[bucket]
+    def _logits(self, batch: StaticBatch, ids: Tensor) -> Tensor:
+        """The forward that is recorded: logits [tokens of the bucket, V] of the ids [tokens] at the batch's places."""
+        self._cache.context = batch
+        logits = self._model(
+            input_ids=ids[None],
+            position_ids=batch.positions[None],
+            past_key_values=self._cache,
+            use_cache=True,
+            spec=batch,
+        ).logits[0]
+        return self._cache.nan_where_broken(logits, batch.slots, batch.positions, batch.bucket.extent)
 
     def close(self) -> None:
-        self._recorded.clear()
+        self._forwards.clear()
+        self._loops.clear()
         super().close()

@@ -1,4 +1,4 @@
-"""The inputs of a recorded forward: one device tensor at a fixed address, written anew for every step."""
+"""The inputs of a recorded forward: part of one device tensor at a fixed address, written anew for every step."""
 
 from __future__ import annotations
 
@@ -32,22 +32,36 @@ class TileAttention(Protocol):
 
 
 class StaticBatch:
-    """An `AttentionContext` of one bucket, whose rows are whatever `fill` said last."""
+    """An `AttentionContext` of one bucket, whose rows are whatever was filled in last."""
 
-    def __init__(self, bucket: Bucket, cache: SlotCache, device: torch.device, attention: TileAttention) -> None:
+    def __init__(self, bucket: Bucket, cache: SlotCache, attention: TileAttention, fields: Tensor) -> None:
+        """`fields`, int64 [`num_fields`] on the device, is where its inputs are written to."""
         self.bucket = bucket
+        self._fields = fields
         self._attention = attention
         self._capacity = cache.capacity
         self._trash = cache.num_slots * cache.capacity
         self._num_tiles = bucket.tiles(cache.num_slots)
-        sizes = [5 * bucket.tokens, 4 * self._num_tiles]
-        self._fields = torch.zeros(sum(sizes), dtype=torch.long, device=device)
-        by_token, by_tile = self._fields.split(sizes)
-        self.ids, self.positions, self.slots, self._write_index, self._wanted = by_token.view(5, -1).unbind()
+        by_token, by_tile = fields.split([5 * bucket.tokens, 4 * self._num_tiles])
+        self.ids, self.positions, self.slots, self._write_index, self.wanted = by_token.view(5, -1).unbind()
         self._tiles = by_tile.view(4, -1)
 
-    def fill(self, spans: Sequence[Span]) -> Tensor:
-        """Sets the inputs, in one copy; returns the indices of the wanted logits, on the device.
+    @classmethod
+    def empty(cls, bucket: Bucket, cache: SlotCache, device: torch.device, attention: TileAttention) -> StaticBatch:
+        """A batch with inputs of its own."""
+        fields = torch.zeros(cls.num_fields(bucket, cache), dtype=torch.long, device=device)
+        return cls(bucket, cache, attention, fields)
+
+    def fill(self, spans: Sequence[Span]) -> None:
+        """Sets the inputs; see `fields_of`."""
+        upload(self.fields_of(spans), self._fields)
+
+    @staticmethod
+    def num_fields(bucket: Bucket, cache: SlotCache) -> int:
+        return 5 * bucket.tokens + 4 * bucket.tiles(cache.num_slots)
+
+    def fields_of(self, spans: Sequence[Span]) -> list[int]:
+        """What the inputs are for these spans; `wanted` begins with the indices of the wanted logits.
 
         Tokens that pad the bucket go to the cache's trash and attend to nothing; nothing reads what they leave there.
         """
@@ -64,11 +78,9 @@ class StaticBatch:
         writes.extend(range(self._trash, self._trash + self.bucket.tokens - len(writes)))
         tiles = tiles_of(spans)
         fields = [
-            number for field in (ids, positions, slots, writes, wanted) for number in _padded(field, self.bucket.tokens)
+            number for field in (ids, positions, slots, writes, wanted) for number in padded(field, self.bucket.tokens)
         ]
-        fields += [number for field in zip(*tiles, strict=True) for number in _padded(field, self._num_tiles)]
-        self._fields.copy_(torch.tensor(fields, dtype=torch.long))
-        return self._wanted[: len(wanted)]
+        return fields + [number for field in zip(*tiles, strict=True) for number in padded(field, self._num_tiles)]
 
     def write_index(self, device: torch.device) -> Tensor:
         return self._write_index
@@ -85,5 +97,14 @@ class StaticBatch:
         return self._attention(query, key, value, self._tiles, self.bucket.extent, scaling, window, softcap)
 
 
-def _padded(field: Sequence[int], length: int) -> list[int]:
+def padded(field: Sequence[int], length: int) -> list[int]:
+    """The field with zeros behind, up to a length."""
     return [*field, *[0] * (length - len(field))]
+
+
+def upload(fields: Sequence[int], to: Tensor) -> None:
+    """Writes numbers to a device tensor, in one copy that the host does not wait for.
+
+    Memory that is not pinned is copied aside by the driver before the call returns, so what it came from may go at once.
+    """
+    to.copy_(torch.tensor(fields, dtype=torch.long), non_blocking=True)

@@ -22,6 +22,9 @@ from torch import Tensor
 from specrouter_llm.sampling.noise import gumbel, row_keys
 from specrouter_llm.sampling.row import RowSampler, Warp
 
+BROKEN = -1
+"""In place of a token id: there was no finite score."""
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -44,14 +47,40 @@ def choose(logits: Tensor, segments: Sequence[Segment]) -> list[list[int | None]
         for offset in range(segment.count):
             rows.setdefault(segment.sampler.warp, []).append(len(owners))
             owners.append((segment, offset))
-    best: list[int | None] = [None] * len(owners)
+    chosen: list[Tensor] = []
     for warp, indices in rows.items():
         block = scores if len(indices) == len(owners) else scores[indices]
-        values, ids = _perturbed(block, warp, [owners[i] for i in indices]).max(dim=-1)
-        for index, token_id, ok in zip(indices, ids.tolist(), torch.isfinite(values).tolist(), strict=True):
-            best[index] = _fitting(*owners[index], token_id) if ok else None
+        chosen.append(_argmax(_perturbed(block, warp, [owners[i] for i in indices])))
+    best: list[int | None] = [None] * len(owners)
+    order = itertools.chain.from_iterable(rows.values())
+    for index, token_id in zip(order, _on_host(chosen), strict=True):
+        best[index] = _fitting(*owners[index], token_id) if token_id != BROKEN else None
     ends = itertools.accumulate(segment.count for segment in segments)
     return [best[end - segment.count : end] for segment, end in zip(segments, ends, strict=True)]
+
+
+def pick(scores: Tensor, warp: Warp, keys: Tensor) -> Tensor:
+    """`choose` by tensors alone, for scores [n, V] that no context adjusts: ids, int64 [n], BROKEN for None.
+
+    `keys`, int32 [n, 2] on the device of the scores, are the `row_keys` of each choice; greedy reads none. Nothing waits
+    for the device, so a recorded graph may hold it.
+    """
+    if warp.temperature == 0.0:
+        return _argmax(scores)
+    return _argmax(_warped(scores, warp) + gumbel(keys, _token_ids(scores.shape[1], scores.device)))
+
+
+def _argmax(perturbed: Tensor) -> Tensor:
+    """Of each row [n, V], the lowest id of the highest; BROKEN where that is not finite."""
+    values, ids = perturbed.max(dim=-1)
+    return ids.where(values.isfinite(), BROKEN)
+
+
+def _on_host(chosen: Sequence[Tensor]) -> list[int]:
+    """In one copy: every one of them waits for the device."""
+    if len(chosen) > 1:
+        chosen = [torch.cat(list(chosen))]
+    return [token_id for ids in chosen for token_id in ids.tolist()]
 
 
 def processed(logits: Tensor, segment: Segment) -> Tensor:
@@ -123,7 +152,11 @@ def _noise(owners: Sequence[tuple[Segment, int]], vocab_size: int, device: torch
             missing.append((segment.sampler, segment.position + offset))
     if missing:
         keys = [row_keys(sampler.seed, sampler.sample, position) for sampler, position in missing]
-        ids = torch.arange(vocab_size, dtype=torch.int32, device=device)
-        for (sampler, position), row in zip(missing, gumbel(keys, ids), strict=True):
+        noise = gumbel(keys, _token_ids(vocab_size, device))
+        for (sampler, position), row in zip(missing, noise, strict=True):
             sampler.noise[position] = row
     return torch.stack([segment.sampler.noise[segment.position + offset][:vocab_size] for segment, offset in owners])
+
+
+def _token_ids(vocab_size: int, device: torch.device) -> Tensor:
+    return torch.arange(vocab_size, dtype=torch.int32, device=device)

@@ -32,12 +32,14 @@ def row_keys(seed: int, sample: int, position: int) -> tuple[int, int]:
     return _signed(z & 0xFFFFFFFF), _signed(z >> 32)
 
 
-def gumbel(keys: Sequence[tuple[int, int]], token_ids: Tensor) -> Tensor:
+def gumbel(keys: Sequence[tuple[int, int]] | Tensor, token_ids: Tensor) -> Tensor:
     """Gumbel(0, 1) noise, float64 [m, V], for m keys at the given token ids (int32 [V], on the wanted device).
 
+    Keys may be an int32 tensor [m, 2] on that device; nothing then waits for the device.
     u = (k + 1/2) / 2^24 with k from 24 bits: never 0 or 1, so the noise is always finite.
     """
-    first, second = torch.tensor(keys, dtype=torch.int32, device=token_ids.device).unbind(1)
+    keys = torch.as_tensor(keys, dtype=torch.int32).to(token_ids.device, non_blocking=True)
+    first, second = keys.unbind(1)
     x = token_ids[None, :] ^ first[:, None]
     x = _mix32_(x).add_(second[:, None])
     x = _mix32_(x).bitwise_right_shift_(8).bitwise_and_(0xFFFFFF)

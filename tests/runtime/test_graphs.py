@@ -26,6 +26,9 @@ from specrouter_llm.runtime.graphs import GraphRunner
 from specrouter_llm.runtime.probe import PROBE_LENGTH
 from specrouter_llm.runtime.runner import EagerRunner
 from specrouter_llm.runtime.select import make_runner
+from specrouter_llm.sampling.choice import BROKEN, pick
+from specrouter_llm.sampling.noise import row_keys
+from specrouter_llm.sampling.row import Warp
 
 SHAPE = {
     "vocab_size": 40,
@@ -264,6 +267,90 @@ def test_an_engine_over_graphs_is_lossless():
             for chain in ([], ["ngram"], ["draft"]):
                 options = {"chain": chain} if chain else {"speculation": False}
                 assert expected == [c.token_ids for c in ours.generate(prompts, max_tokens=20, **options)]
+
+
+def keys_of(seed, start, count, warp):
+    """Of one row's choices from a position on."""
+    return [row_keys(seed, 0, start + i) for i in range(count)] if warp.temperature else []
+
+
+@pytest.mark.parametrize("warp", [Warp(0.0, 0, 1.0, 0.0), Warp(0.8, 0, 1.0, 0.0), Warp(1.2, 5, 0.9, 0.01)], ids=str)
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+def test_a_loop_says_what_forwards_and_choices_say_one_by_one(warp, data):
+    """Ids and what is left in the cache: those of a forward, a choice, a forward over it, and so on."""
+    capture = Recorder()
+    looping, stepping = graph_runner(tiny(), capture=capture), EagerRunner("m", tiny(), num_slots=3, context_length=512)
+    count = data.draw(st.integers(1, 5))
+    slots = data.draw(st.permutations([0, 1, 2]))[: data.draw(st.integers(1, 3))]
+    prefix = data.draw(st.integers(0, 40))
+    spans = [
+        Span(slot, prefix, [(7 * slot + 3 * i) % 40 for i in range(data.draw(st.integers(1, 4)))], 1) for slot in slots
+    ]
+    for runner in (looping, stepping):
+        if prefix:
+            runner.forward([Span(slot, 0, [(slot + i) % 40 for i in range(prefix)], 0) for slot in slots])
+    ours = looping.loop(spans, count, warp, [keys_of(span.slot, span.end, count, warp) for span in spans])
+
+    theirs, fed = [], spans
+    for turn in range(count):
+        logits = stepping.forward(fed)
+        keys = torch.tensor([row_keys(span.slot, 0, span.end + turn) for span in spans], dtype=torch.int32)
+        theirs.append(pick(logits, warp, keys))
+        fed = [Span(s.slot, s.end + turn, [i], 1) for s, i in zip(spans, theirs[-1].tolist(), strict=True)]
+    assert torch.equal(torch.stack(theirs, 1), ours)
+    after = [Span(span.slot, span.end + count - 1, [5], 1) for span in spans]
+    assert torch.allclose(stepping.forward(after), looping.forward(after), atol=1e-6)
+    recorded = capture.recorded
+    looping.loop(spans, count, warp, [keys_of(span.slot, span.end, count, warp) for span in spans])
+    assert recorded == capture.recorded
+
+
+def test_a_loop_says_which_choices_are_broken():
+    """A row whose logits are not finite is marked, the others go on; padding never feeds what is no token."""
+    model = tiny()
+    runner = graph_runner(model)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[5] = torch.nan
+    spans = [Span(0, 0, [1, 5], 1), Span(1, 0, [1, 2], 1), Span(2, 0, [3], 1)]
+    broken, fine, other = runner.loop(spans, 3, Warp(0.0, 0, 1.0, 0.0), [[], [], []]).tolist()
+    assert broken[0] == BROKEN
+    assert BROKEN not in fine + other
+    assert [other] == runner.loop(spans[2:], 3, Warp(0.0, 0, 1.0, 0.0), [[]]).tolist()
+
+
+def test_strict_mode_does_not_loop():
+    """Its one shape is not a loop's."""
+    assert graph_runner(tiny(), strict=True).loop([Span(0, 0, [1], 1)], 2, Warp(0.0, 0, 1.0, 0.0), [[]]) is None
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "seed": 4, "top_p": 0.9}], ids=str)
+def test_loops_change_no_draft(sampling):
+    """Drafts, acceptance and text are those of drafting token by token; rows that need the host are drafted so."""
+    prompts = [[1, 2, 3] * 8, [5], [7, 8] * 30, [9, 4, 4]]
+
+    def answers(make, **more):
+        runners = {"draft": make(tiny()), "target": make(tiny("qwen3"))}
+        with SpecRouter(runners, target="target", max_context=512, config=EngineConfig(max_batch=3)) as engine:
+            done = engine.generate(prompts, max_tokens=20, chain=["draft"], **sampling, **more)
+        return [(c.token_ids, c.stats.num_draft_tokens, c.stats.num_accepted_draft_tokens) for c in done]
+
+    def eager(model):
+        return EagerRunner("m", model, num_slots=3, context_length=512)
+
+    loops = []
+
+    def counting(model):
+        runner = graph_runner(model)
+        loop = runner.loop
+        runner.loop = lambda *given: loops.append(given) or loop(*given)
+        return runner
+
+    assert answers(eager) == answers(counting)
+    assert loops
+    loops.clear()
+    assert answers(eager, frequency_penalty=0.5) == answers(counting, frequency_penalty=0.5)
+    assert not loops
 
 
 def test_without_a_device_the_eager_runner_stays(caplog):

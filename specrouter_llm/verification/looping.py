@@ -1,0 +1,105 @@
+"""The LoopProcessor: all that the lowest model of a chain proposes, in one launch, where its runner can do that.
+
+What it does is what `VerifyProcessor` does over no proposal at all, `count` times in a row, and so are its results; only
+the host is not asked between the tokens. So it is for rows whose choices need nothing of the host.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from specrouter_llm.errors import ModelFailure
+from specrouter_llm.runtime.batch import Span
+from specrouter_llm.runtime.draft_loop import LoopingRunner
+from specrouter_llm.runtime.runner import Runner
+from specrouter_llm.sampling.choice import BROKEN
+from specrouter_llm.sampling.noise import row_keys
+from specrouter_llm.sampling.row import Warp
+from specrouter_llm.scheduling.policy import Forward
+from specrouter_llm.state.manager import StateManager
+from specrouter_llm.state.row import Row
+from specrouter_llm.verification.verify import LEAST_SCORED
+
+
+class Looped(NamedTuple):
+    """What a level says after one row's hypothesis."""
+
+    row: int
+    """Its index among those given."""
+    token_ids: list[int]
+    """`count` tokens; fewer if it failed."""
+    failed: bool
+    """The logits behind the next one held NaN or nothing finite."""
+
+
+class LoopProcessor:
+    """Runs levels that can go on by themselves."""
+
+    def __init__(self, state: StateManager, runners: Mapping[str, Runner]) -> None:
+        self._state = state
+        self._runners = {name: runner for name, runner in runners.items() if isinstance(runner, LoopingRunner)}
+
+    def __contains__(self, model: str) -> bool:
+        return model in self._runners
+
+    def propose(
+        self, model: str, rows: Sequence[Row], hypotheses: Sequence[Sequence[int]], count: int, *, log: list[Forward]
+    ) -> list[Looped]:
+        """The next `count` choices of the model after row.token_ids + hypotheses[r], of the rows that can have them so.
+
+        Raises:
+            ModelFailure: the forward raised; the lengths of all models are the caller's to restore.
+        """
+        spans = [self._state.span(model, *each, 1) for each in zip((row.slot for row in rows), hypotheses, strict=True)]
+        alike: dict[Warp, list[int]] = {}
+        for i, (row, span) in enumerate(zip(rows, spans, strict=True)):
+            if self._can_loop(model, row, span, count):
+                alike.setdefault(row.sampler.warp, []).append(i)
+        looped: list[Looped] = []
+        for members in alike.values():
+            looped += self._run(model, members, [rows[i] for i in members], [spans[i] for i in members], count, log)
+        return looped
+
+    def _can_loop(self, model: str, row: Row, span: Span, count: int) -> bool:
+        """Not while a choice depends on the host, nor beyond the context; who has to catch up is scored on the way."""
+        room = self._runners[model].context_length - span.end
+        return not row.sampler.contextual and len(span.token_ids) <= LEAST_SCORED and count <= room + 1
+
+    def _run(
+        self,
+        model: str,
+        members: Sequence[int],
+        rows: Sequence[Row],
+        spans: Sequence[Span],
+        count: int,
+        log: list[Forward],
+    ) -> list[Looped]:
+        started = time.perf_counter()
+        warp = rows[0].sampler.warp
+        keys = [_keys(row, span.end, count) if warp.temperature else [] for row, span in zip(rows, spans, strict=True)]
+        try:
+            chosen = self._runners[model].loop(spans, count, warp, keys)
+            tokens = chosen.tolist() if chosen is not None else []  # the one wait for the device
+        except Exception as error:
+            raise ModelFailure(model, error) from error
+        looped: list[Looped] = []
+        for i, span, ids in zip(members, spans, tokens, strict=bool(tokens)):
+            self._state.wrote(model, Span(span.slot, span.start, [*span.token_ids, *ids[:-1]], 0))
+            size = ids.index(BROKEN) if BROKEN in ids else count
+            looped.append(Looped(i, ids[:size], failed=size < count))
+        if looped:
+            self._log(model, spans, count, time.perf_counter() - started, log)
+        return looped
+
+    @staticmethod
+    def _log(model: str, spans: Sequence[Span], count: int, seconds: float, log: list[Forward]) -> None:
+        """As so many forwards, of equal duration."""
+        for turn in range(count):
+            fed = len(spans) if turn else sum(len(span.token_ids) for span in spans)
+            log.append(Forward(model, len(spans), fed, sum(span.end + turn for span in spans), seconds / count))
+
+
+def _keys(row: Row, position: int, count: int) -> list[tuple[int, int]]:
+    return [row_keys(row.sampler.seed, row.sampler.sample, position + i) for i in range(count)]
