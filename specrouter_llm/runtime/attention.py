@@ -19,7 +19,7 @@ from specrouter_llm.runtime.batch import Span
 ATTENTION_NAME = "specrouter"
 STORAGE_STEP = 512
 """Slabs hold a multiple of this many positions."""
-EXTENT_STEP = 128
+EXTENT_STEP = 64
 """A query attends over its own context rounded up to a multiple of this."""
 _ROW_STEP = 4  # SDPA's CPU kernel is bit-stable per row only for query counts that are multiples of this
 

@@ -17,9 +17,12 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-BLOCK_ROWS = 512
-"""More rows are run in blocks of this many: the bits of a row are probed up to here."""
-_PROBED_ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33, 64)
+ROWS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128)
+"""The numbers of rows that are ever run; others are padded to the next. For each of them and each matrix shape oneDNN and
+torch keep about 0.6 MB for good, whatever the size of the matrix, so that a few shapes keep memory from growing. They lie
+close together where a row more costs little time, and no further apart than a third where it does."""
+BLOCK_ROWS = ROWS[-1]
+"""More rows are run in blocks of this many, each of which reads the weight anew: little beside the arithmetic of so many."""
 _PACK_BATCH = 8
 """The number of rows that the memory layout is chosen for."""
 
@@ -38,11 +41,12 @@ class PackedLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         least = least_rows(self._weight, self.in_features, self.out_features, torch.get_num_threads())
         self.stable = least is not None
         """Whether a row's bits were found to be the same in every number of rows, from the least on."""
-        self._least_rows = self._padded_rows = least or 1
+        self._least_rows = least or 1
+        self.pad_to(1)
 
     def pad_to(self, rows: int) -> None:
         """Runs fewer rows as so many, which may be faster and changes no bits."""
-        self._padded_rows = max(self._least_rows, rows)
+        self._padded = _padded_rows(max(self._least_rows, rows))
 
     @property
     def weight(self) -> Tensor:
@@ -54,9 +58,9 @@ class PackedLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         count = rows.shape[-2]
         if count > BLOCK_ROWS:
             return torch.cat([self.forward(block) for block in rows.split(BLOCK_ROWS, dim=-2)], dim=-2)
-        if count < self._padded_rows:
-            padded = nn.functional.pad(rows, (0, 0, 0, self._padded_rows - count))
-            return self._run(padded)[..., :count, :]
+        padded = self._padded[count]
+        if count < padded:
+            return self._run(nn.functional.pad(rows, (0, 0, 0, padded - count)))[..., :count, :]
         return self._run(rows)
 
     def _run(self, rows: Tensor) -> Tensor:
@@ -73,6 +77,12 @@ def _joined_bias(sources: Sequence[nn.Linear]) -> Tensor | None:
     return torch.cat(parts)
 
 
+@cache
+def _padded_rows(least: int) -> tuple[int, ...]:
+    """The number of rows that 0, 1, ... BLOCK_ROWS of them are run as, at least `least`."""
+    return tuple(next(rows for rows in ROWS if rows >= max(count, least)) for count in range(BLOCK_ROWS + 1))
+
+
 _least: dict[tuple[int, int, int], int | None] = {}
 
 
@@ -80,29 +90,23 @@ def least_rows(weight: Tensor, in_features: int, out_features: int, threads: int
     """The smallest number of rows from which on a row's bits no longer depend on the number; None if there is none.
 
     oneDNN picks a kernel by the shape; a single row may be run by one that adds in another order. Found by running a
-    random input through the packed `weight` in pieces; remembered per shape and number of threads.
+    random input through the packed `weight` in all of ROWS; remembered per shape and number of threads.
     """
     key = (in_features, out_features, threads)
     if key not in _least:
-        _least[key] = _find_least_rows(weight, in_features, _probed_rows(in_features * out_features))
+        _least[key] = _find_least_rows(weight, in_features)
     return _least[key]
 
 
-def _probed_rows(size: int) -> tuple[int, ...]:
-    """Numbers of rows to compare: up to a whole block where that takes milliseconds."""
-    return (*_PROBED_ROWS, BLOCK_ROWS) if size <= 1 << 23 else _PROBED_ROWS
-
-
-def _find_least_rows(weight: Tensor, in_features: int, probed: Sequence[int]) -> int | None:
-    rows = torch.randn(probed[-1], in_features, generator=torch.Generator().manual_seed(0))
+def _find_least_rows(weight: Tensor, in_features: int) -> int | None:
+    rows = torch.randn(BLOCK_ROWS, in_features, generator=torch.Generator().manual_seed(0))
 
     def run(some: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(some, weight, None, "none", [], "")
 
     with torch.inference_mode():
         reference = run(rows)
-        equal = [torch.equal(run(rows[:count]), reference[:count]) for count in probed]
-    unequal = [count for count, same in zip(probed, equal, strict=True) if not same]
+        unequal = [count for count in ROWS if not torch.equal(run(rows[:count]), reference[:count])]
     if not unequal:
         return 1
     return next((count for count in (2, 4) if count > unequal[-1]), None)
@@ -140,9 +144,9 @@ PADDINGS = (1, 4)
 
 
 def choose_padding(layers: Sequence[PackedLinear], step: Callable[[], object]) -> None:
-    """Sets the padding with which a step of one token takes the least time, found by trying: the best of three each."""
+    """Sets the padding with which a step of one token takes the least time, found by trying: the best of five each."""
     best = dict.fromkeys(PADDINGS, math.inf)
-    for rows in PADDINGS * 3:
+    for rows in PADDINGS * 5:
         for layer in layers:
             layer.pad_to(rows)
         started = time.perf_counter()

@@ -23,7 +23,7 @@ from specrouter_llm.errors import UnsupportedModelError
 from specrouter_llm.runtime import lean as lean_module
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.lean import LeanRunner, can_run_lean
-from specrouter_llm.runtime.packing import BLOCK_ROWS, PackedLinear, choose_padding, has_packing, packable
+from specrouter_llm.runtime.packing import BLOCK_ROWS, ROWS, PackedLinear, choose_padding, has_packing, packable
 from specrouter_llm.runtime.runner import EagerRunner
 from specrouter_llm.runtime.select import make_runner
 
@@ -163,6 +163,23 @@ def test_packed_linear_is_the_linear(sizes, bias):
         with torch.inference_mode():
             expected = torch.cat([source(inputs) for source in sources], dim=-1)
             assert torch.allclose(expected, packed(inputs), atol=1e-5)
+
+
+def test_few_numbers_of_rows_are_ever_run(monkeypatch):
+    """Each number of rows costs oneDNN memory for good, so any number is run as one of a few, by pieces of a block."""
+    torch.manual_seed(0)
+    packed = PackedLinear([nn.Linear(32, 24)])
+    seen = set()
+    run = packed._run
+    monkeypatch.setattr(packed, "_run", lambda rows: (seen.add(len(rows)), run(rows))[1])
+    inputs = torch.randn(3 * BLOCK_ROWS, 32)
+    with torch.inference_mode():
+        whole = packed(inputs)
+        for count in range(len(inputs)):
+            assert packed(inputs[:count]).shape == (count, 24)
+            if packed.stable:
+                assert torch.equal(packed(inputs[:count]), whole[:count])
+    assert seen <= set(ROWS)
 
 
 def test_who_is_packed():
