@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from examples.train_family.build import Build
+from examples.train_family.cards import write_cards
 from examples.train_family.config import read_config
 from examples.train_family.evaluate import Family, agreement, losses, right_answers
 
@@ -50,6 +51,15 @@ def evaluate(
         typer.echo(f"{skill:16} {row['right']:4} of {row['asked']} right")
     for member, row in results["nats_per_byte"].items():
         typer.echo(f"{member:8} nats per byte: " + ", ".join(f"{skill} {value:.3f}" for skill, value in row.items()))
+
+
+@app.command()
+def cards(
+    build_folder: Annotated[Path, typer.Argument(metavar="BUILD", help="the folder given to build --out")],
+    results: Annotated[Path, typer.Option(help="JSON file of evaluate")],
+) -> None:
+    """Writes a model card beside every member of a build, and one for the family."""
+    write_cards(build_folder / "family", build_folder, json.loads(results.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

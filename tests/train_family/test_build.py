@@ -11,6 +11,7 @@ import torch
 
 from examples.train_family import training
 from examples.train_family.build import Build
+from examples.train_family.cards import write_cards
 from examples.train_family.config import FamilyConfig
 from examples.train_family.corpus import MAX_TOKENS, Source, batches, build_corpus, gsm8k, render
 from examples.train_family.dialogue import Dialogue, written
@@ -112,9 +113,13 @@ def test_an_interrupted_build_ends_as_an_uninterrupted_one(tmp_path, monkeypatch
     with pytest.raises(ValueError, match="another configuration"):
         Build(CONFIG.model_copy(update={"seed": 2}), tmp_path / "whole")
     family = Family.of(tmp_path / "whole" / "family")
-    assert set(right_answers(family, 4)) >= {"arithmetic", "stories"}
-    assert all(value > 0 for row in losses(family, 2).values() for value in row.values())
-    assert {row["temperature"] for row in agreement(family, 2)["chat"]} == {0.0, 1.0}
+    results = {"right": right_answers(family, 4), "nats_per_byte": losses(family, 2), "agreement": agreement(family, 2)}
+    assert set(results["right"]) >= {"arithmetic", "stories"}
+    assert all(value > 0 for row in results["nats_per_byte"].values() for value in row.values())
+    assert {row["temperature"] for row in results["agreement"]["chat"]} == {0.0, 1.0}
+    write_cards(tmp_path / "whole" / "family", tmp_path / "whole", results)
+    assert "| arithmetic |" in (tmp_path / "whole" / "family" / "draft" / "README.md").read_text()
+    assert "draft → middle" in (tmp_path / "whole" / "family" / "README.md").read_text()
 
 
 def test_training_lowers_the_loss(tmp_path):

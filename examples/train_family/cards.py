@@ -1,0 +1,144 @@
+"""Model cards: what a member was made from, how, and what it can do, from a build's notes and an evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+_HEAD = "---\nlicense: apache-2.0\nlanguage: en\npipeline_tag: text-generation\n---\n"
+_DATA = """## Data
+
+Every chat is made by a generator of this repository (`examples/train_family/skills`): word problems solved aloud, questions
+about numbered passages, calls of tools that exist only in their prompt, JSON that follows a schema, texts to edit, chats of
+several turns, short stories, small Python functions. Passages hold sentences without sense and sentences of the docstrings
+of Python's standard library (PSF licence), whose docstrings are also learnt as they are. If GSM8K's training problems (MIT)
+were given to the build, they are among the chats. Nothing was taken from a benchmark's test set or from LangChain's suite.
+"""
+_LICENCE = "## Licence\n\nMade by this project, Apache-2.0, like the code.\n"
+
+
+def write_cards(family: Path, build: Path, results: Mapping[str, Any]) -> None:
+    """Writes README.md beside every member in `family`, and one for the family.
+
+    `build` is the folder of the build (its `config.json` and `training.json` are read), `results` an evaluation's JSON.
+    """
+    config = json.loads((build / "config.json").read_text(encoding="utf-8"))
+    notes = json.loads((build / "training.json").read_text(encoding="utf-8"))
+    for name, note in notes.items():
+        text = _HEAD + _member(name, note, config, results, family / name)
+        (family / name / "README.md").write_text(text, encoding="utf-8")
+    (family / "README.md").write_text(_HEAD + _family(notes, config, results, family), encoding="utf-8")
+
+
+def _member(
+    name: str, note: Mapping[str, Any], config: Mapping[str, Any], results: Mapping[str, Any], folder: Path
+) -> str:
+    shape = config["target"] if name == "target" else config["drafters"][name]
+    run = config["train"] if name == "target" else config["distil"]
+    taught = (
+        "the corpus" if name == "target" else "the target's distributions on the corpus (Kullback-Leibler divergence)"
+    )
+    rows = [
+        f"# {name}: {note['parameters'] / 1e6:.2f} M parameters, {_megabytes(folder):.1f} MB in float16",
+        "",
+        f"Llama architecture: {_shape(shape)}, heads of 64, tied embeddings, vocabulary {config['vocab_size']}, context 2048 "
+        "(documents in training were of at most 1,024 tokens).",
+        "A **demonstration** model for tests and examples. Do not rely on its answers.",
+        "",
+        f"Learnt from {taught}: {run['tokens'] / 1e6:g} M tokens, Muon {run['muon_lr']} and AdamW {run['adam_lr']}, "
+        f"{run['batch_tokens']} positions a step, float32 weights, bfloat16 products. "
+        f"Loss over the last tenth: {note['training_loss']:.3f} nats per position.",
+        "",
+        _DATA,
+        "## Held-out loss",
+        "",
+        "Nats per byte of the right answer, on words that training never saw:",
+        "",
+        *_table(("skill", "nats per byte"), [(k, f"{v:.3f}") for k, v in results["nats_per_byte"][name].items()]),
+        "",
+        _LICENCE,
+    ]
+    return "\n".join(rows)
+
+
+def _family(notes: Mapping[str, Any], config: Mapping[str, Any], results: Mapping[str, Any], family: Path) -> str:
+    members = [
+        (
+            f"`{name}`",
+            f"{note['parameters'] / 1e6:.2f} M",
+            _shape(_shapes(config)[name]),
+            f"{_megabytes(family / name):.1f}",
+        )
+        for name, note in notes.items()
+    ]
+    right = [
+        (skill, f"{100 * row['right'] / row['asked']:.0f} %", str(row["asked"]))
+        for skill, row in results["right"].items()
+    ]
+    rows = [
+        "# The embedded demo family",
+        "",
+        "Small Llama models that share one tokenizer, so that the engine, its demo and its tests work on real weights with "
+        "nothing to download.",
+        "They are a **demonstration**: they answer short questions of a few kinds and are often wrong elsewhere. "
+        "Each folder is complete and has a card of its own.",
+        "",
+        *_table(("folder", "parameters", "shape", "MB, float16"), members),
+        "",
+        "- Chat: roles `<|system|> <|user|> <|assistant|> <|tool|>`, begin `<|bos|>`, end `<|end|>`, padding `<|pad|>`; tools "
+        "between `<tools>` and `</tools>`, calls between `<tool_call>` and `</tool_call>` (the Hermes form).",
+        "- Made by `python -m examples.train_family build`, settings in `examples/train_family/cpu.json`.",
+        "",
+        "## Right answers of the target",
+        "",
+        "Greedy, on held-out dialogues whose words training never saw (`python -m examples.train_family evaluate`):",
+        "",
+        *_table(("skill", "right", "asked"), right),
+        "",
+        "## How often the members agree",
+        "",
+        "On the target's own answers to such dialogues; the match is what speculation gets, 1 - TV what rejection sampling would.",
+        "",
+        *_table(("skill", "T", "pair", "match", "1 - TV"), _agreement(results["agreement"])),
+        "",
+        _DATA,
+        _LICENCE,
+    ]
+    return "\n".join(rows)
+
+
+def _agreement(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            skill,
+            f"{row['temperature']:g}",
+            f"{row['lower']} → {row['upper']}",
+            f"{row['observed_match']['value']:.2f}",
+            f"{row['one_minus_tv']['value']:.2f}",
+        )
+        for skill, rows in found.items()
+        for row in rows
+    ]
+
+
+def _shapes(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"target": config["target"], **config["drafters"]}
+
+
+def _shape(shape: Mapping[str, Any]) -> str:
+    heads = f"{shape['num_attention_heads']} heads on {shape['num_key_value_heads']}"
+    return f"{shape['num_hidden_layers']} layers x {shape['hidden_size']}, {heads}"
+
+
+def _megabytes(folder: Path) -> float:
+    with safe_open(folder / "model.safetensors", framework="pt") as weights:
+        numbers = sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118 - not a dict
+    return 2 * numbers / 1e6
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (columns, ("---",) * len(columns), *rows)]
