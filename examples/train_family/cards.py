@@ -101,7 +101,8 @@ def _family(notes: Mapping[str, Any], config: Mapping[str, Any], results: Mappin
         "",
         "## How often the members agree",
         "",
-        "On the target's own answers to such dialogues; the match is what speculation gets, 1 - TV what rejection sampling would.",
+        "On the target's own answers to such dialogues. The match is what speculation gets, 1 - TV what rejection sampling "
+        "would.",
         "",
         *_table(("skill", "T", "pair", "match", "1 - TV"), _agreement(results["agreement"])),
         "",
