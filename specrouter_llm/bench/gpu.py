@@ -230,7 +230,7 @@ def table(rows: Rows) -> Table:
             f">= {row['aim']:g}",
             f"{row['value']:.3f}" if measured else "-",
             f"[{row['low']:.3f}, {row['high']:.3f}]" if "low" in row else "",
-            {True: "yes", False: "no"}.get(row.get("met"), "not measured"),
+            ("yes" if row["met"] else "no") if measured else "not measured",
             row.get("of", ""),
         )
     return shown

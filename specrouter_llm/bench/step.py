@@ -122,7 +122,7 @@ def _rows(
 
 @contextmanager
 def _engine(models: Models) -> Iterator[tuple[SpecRouter, Runner, int, torch.device]]:
-    """The target alone as an engine of one row; its runner, to be called while the engine is idle; bytes it reads, and where."""
+    """The target alone as an engine of one row; its runner, to be called while the engine is idle; what it reads, where."""
     pool = models.pool()
     weight_bytes = bytes_read(pool.target.model)  # before packing drops the plain weights
     device = pool.target.model.device

@@ -54,7 +54,7 @@ def run(
     as_json: bool,
     out: Path | None = None,
 ) -> int:
-    """Prints a table (or JSON), writes a result if asked to, and returns the exit status: 0 if all is identical or a near-tie, else 1."""
+    """Prints a table (or JSON), and writes a result to `out`. Returns 0 if all is identical or a near-tie, else 1."""
     texts = read_prompts(prompts, limit) if prompts is not None else built_in_prompts(limit)
     params = SamplingParams(**sampling)
     quiet = as_json or not sys.stderr.isatty()
