@@ -25,6 +25,8 @@ from specrouter_llm.bench.step import STEP
 from specrouter_llm.bench.strict import STRICT
 
 SPECROUTER = (sys.executable, "-m", "specrouter_llm.cli")
+PYTEST = (sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib")
+"""Not strict about settings of plugins that a borrowed machine does not have."""
 DONE, FAILED, NOT_RUN = "done", "failed", "not run"
 _ERROR_LINES = 40
 _CONTEXT = 512
@@ -82,7 +84,7 @@ def parts(
             *(word for batch in batches for word in ("--batch", str(batch))),
         ),
     }
-    found = [Part("tests", (sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(tests)))] if tests else []
+    found = [Part("tests", (*PYTEST, "-q", "-m", "gpu", str(tests)))] if tests else []
     for name, command in commands.items():
         found.append(Part(name, (*SPECROUTER, *command, "--out", str(folder / f"{name}.json"))))
     return found
