@@ -118,8 +118,21 @@ def test_everything_once_on_a_cpu(tmp_path):
 
     from specrouter_llm.cli.app import app
 
-    words = "bench gpu --size none --device cpu --dtype float32 --limit 1 --max-tokens 6 --batch 1 --batch 2".split()
-    ended = CliRunner().invoke(app, [*words, "--out", str(tmp_path)])
+    small = (
+        "--size",
+        "none",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--limit",
+        "1",
+        "--max-tokens",
+        "6",
+        "--batch",
+        "1",
+    )
+    ended = CliRunner().invoke(app, ["bench", "gpu", *small, "--out", str(tmp_path)])
     assert 0 == ended.exit_code, ended.output
     assert "device cpu" in ended.output
     rows = read_result(tmp_path / "gpu.json")["rows"]
