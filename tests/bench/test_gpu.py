@@ -55,7 +55,7 @@ def test_a_failing_part_keeps_what_it_wrote(tmp_path):
 def test_the_time_is_a_budget(tmp_path):
     """A part is stopped when it is up, and what would begin afterwards is not run."""
     parts = [python("step", "import time; print('began', flush=True); time.sleep(60)"), python("speed", "")]
-    outcomes = run(parts, tmp_path, seconds=1.5)
+    outcomes = run(parts, tmp_path, seconds=3.0)
     assert [gpu.FAILED, gpu.NOT_RUN] == [each.state for each in outcomes]
     assert ["began", "stopped: the time was up"] == read_result(tmp_path / "step.json")["settings"]["error"]
     assert not (tmp_path / "speed.json").exists()
