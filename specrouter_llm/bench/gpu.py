@@ -55,7 +55,7 @@ class Outcome:
     """done, failed, or not run because the time was up."""
     seconds: float = 0.0
     note: str = ""
-    """The last line of what it printed, or of its error."""
+    """The last line of what it printed if that is its result, or of its error."""
 
 
 def parts(
@@ -133,10 +133,11 @@ def _run_one(part: Part, path: Path, deadline: float) -> Outcome:
     taken = round(time.monotonic() - started, 1)
     said = _lines(output)
     if status == 0:
-        note = said[-1] if said else ""
-        if not path.exists():
-            write_result(path, result(part.name, {}, [{"summary": note}], part.command))
-        return Outcome(part.name, DONE, taken, note)
+        if path.exists():
+            return Outcome(part.name, DONE, taken)
+        summary = said[-1] if said else ""
+        write_result(path, result(part.name, {}, [{"summary": summary}], part.command))
+        return Outcome(part.name, DONE, taken, summary)
     error = [*said, *_lines(errors), reason][-_ERROR_LINES:]
     if not path.exists():
         write_result(path, result(part.name, {"error": error}, [], part.command))

@@ -46,7 +46,7 @@ def gpu(
     )
 
     def advance(outcome: Outcome) -> None:
-        typer.echo(f"{outcome.part}: {outcome.state}, {outcome.seconds:.0f} s. {outcome.note}")
+        typer.echo(f"{outcome.part}: {outcome.state}, {outcome.seconds:.0f} s. {outcome.note}".rstrip())
 
     settings = {"size": widen, "device": device, "dtype": dtype, "limit": limit, "max_tokens": max_tokens}
     outcomes = experiment.run(chosen, out, seconds=seconds, settings=settings, advance=advance)
