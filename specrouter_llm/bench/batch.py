@@ -28,6 +28,7 @@ def measure(
     *,
     batches: Sequence[int] = SIZES,
     groups: int = 3,
+    max_context: int | None = None,
     chains: Sequence[Chain] | None = None,
     peer: bool = True,
     seed: int = 0,
@@ -36,7 +37,8 @@ def measure(
     """The labels of the models, and one row per batch size and contestant. Each size decodes `groups` batches."""
     rows = []
     peers = (GENERATE,) if peer else ()
-    with contestants_of(models, chains=chains, peers=peers, max_batch=max(batches)) as (engine, contestants):
+    entered = contestants_of(models, chains=chains, peers=peers, max_batch=max(batches), max_context=max_context)
+    with entered as (engine, contestants):
         jobs = jobs_of(engine, workload, seed)
         for size in batches:
             supply = itertools.cycle(jobs)

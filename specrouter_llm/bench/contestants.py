@@ -101,6 +101,7 @@ def contestants_of(
     peers: Sequence[str] = (),
     everything: bool = False,
     max_batch: int = 1,
+    max_context: int | None = None,
 ) -> Iterator[tuple[SpecRouter, list[Contestant]]]:
     """The engine that decodes plainly, and everyone. Prefixes are not reused: the contestants get the same prompts.
 
@@ -110,11 +111,12 @@ def contestants_of(
         InvalidParameterError: a chain that the engine does not have, or an unknown peer.
     """
     with ExitStack() as stack:
-        engine = stack.enter_context(models.engine(max_batch=max_batch, prefix_reuse=False))
+        options: dict[str, Any] = {"max_batch": max_batch, "max_context": max_context, "prefix_reuse": False}
+        engine = stack.enter_context(models.engine(**options))
         static = list(chains) if chains is not None else default_chains(engine, everything)
         _check(engine, static)
         theirs = _peers(models, peers, everything, stack)
-        routed = stack.enter_context(models.engine(max_batch=max_batch, prefix_reuse=False, policy="adaptive"))
+        routed = stack.enter_context(models.engine(**options, policy="adaptive"))
         ours = [
             EngineContestant(PLAIN, "plain", engine, {"speculation": False}),
             *(

@@ -22,6 +22,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "acceptance": ("workload", "temperature", "chain", "windows", "lower", "upper"),
     "batch": ("batch", "contestant"),
     "calibration": ("drafter", "noise", "temperature"),
+    "gpu": ("figure",),
     "match": ("temperature", "lower", "upper"),
     "memory": ("depth",),
     "off": ("batch",),
@@ -29,6 +30,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "rejection": ("temperature", "label"),
     "speed": ("workload", "contestant"),
     "step": ("runner", "tokens"),
+    "strict": ("mode", "way"),
+    "verify": ("chain",),
 }
 """The fields that tell an experiment's rows apart; those that hold text, for other experiments."""
 

@@ -1,8 +1,8 @@
 """`specrouter bench step`: what verifying n tokens costs over one, and how near a plain step is to its floor.
 
-The floor of a decoding step is the time it takes to read the weights once: their bytes over the rate at which this machine
-reads memory. That rate is measured in the same rounds, by summing a float32 tensor far larger than any cache with all of
-torch's threads. Everything takes turns in rotating order, and figures are medians of ratios within a round.
+The floor of a decoding step is the time it takes to read the weights once: their bytes over the rate at which the model's
+device reads memory. That rate is measured in the same rounds, by summing a float32 tensor far larger than any cache (on a
+CPU with all of torch's threads). Everything takes turns in rotating order, and figures are medians of ratios within a round.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOKENS = (1, 2, 4, 8, 16)
-READ_BYTES = 512 * 2**20
-"""Size of the tensor that is summed."""
+READ_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}
+"""Size of the tensor that is summed, by kind of device; on a GPU large enough that launching the sum does not count."""
 _DECODED = 9
 """Tokens of an answer of the engine: one from the prefill, eight steps."""
 _WARM_UP = 2
@@ -53,7 +53,7 @@ def measure(
     context: int = 256,
     rounds: int = 30,
     peer: bool = True,
-    read_bytes: int = READ_BYTES,
+    read_bytes: int | None = None,
     advance: Callable[[str], None] = lambda what: None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What the floor rests on, and one row per runner and number of tokens, and one per comparison with the floor.
@@ -64,13 +64,14 @@ def measure(
     if 1 not in tokens:
         raise InvalidParameterError(f"the cost of n tokens is compared with that of 1: give 1 too, got {list(tokens)}")
     alone = replace(models, drafts=())
-    with _engine(alone) as (engine, runner, weight_bytes):
+    with _engine(alone) as (engine, runner, weight_bytes, device):
         if context + max(tokens) > engine.max_context:
             raise InvalidParameterError(
                 f"the context of {engine.max_context} tokens is too short for {context} and more"
             )
+        read_bytes = read_bytes or READ_BYTES.get(device.type, READ_BYTES["cpu"])
         actions: dict[tuple[str, int], Clocked] = {
-            (READ, 1): _reading(read_bytes),
+            (READ, 1): _reading(read_bytes, device),
             (STEP, 1): _decoding(engine, context),
         }
         actions |= {(OURS, n): _forward(runner, n, context) for n in tokens}
@@ -92,6 +93,8 @@ def measure(
     floor = [weight_bytes / read_bytes * taken for taken in seconds[READ, 1]]
     settings = {
         "target": label,
+        "device": device.type,
+        "read_bytes": read_bytes,
         "weight_bytes": weight_bytes,
         "read_gib_per_second": round(read_bytes / 2**30 / statistics.median(seconds[READ, 1]), 3),
         "floor_ms": round(1e3 * statistics.median(floor), 4),
@@ -118,10 +121,11 @@ def _rows(
 
 
 @contextmanager
-def _engine(models: Models) -> Iterator[tuple[SpecRouter, Runner, int]]:
-    """The target alone as an engine of one row; its runner, to be called while the engine is idle; bytes it reads."""
+def _engine(models: Models) -> Iterator[tuple[SpecRouter, Runner, int, torch.device]]:
+    """The target alone as an engine of one row; its runner, to be called while the engine is idle; what it reads, where."""
     pool = models.pool()
     weight_bytes = bytes_read(pool.target.model)  # before packing drops the plain weights
+    device = pool.target.model.device
     runners = pool_runners(pool, num_slots=1, pack=True)
     with SpecRouter(
         runners,
@@ -132,7 +136,7 @@ def _engine(models: Models) -> Iterator[tuple[SpecRouter, Runner, int]]:
         labels={pool.target.name: pool.target.label},
         on_close=pool.close,
     ) as engine:
-        yield engine, runners[pool.target.name], weight_bytes
+        yield engine, runners[pool.target.name], weight_bytes, device
 
 
 def bytes_read(model: PreTrainedModel) -> int:
@@ -147,8 +151,8 @@ def _ids(vocab_size: int, count: int) -> list[int]:
     return [(7 * i + 11) % vocab_size for i in range(count)]
 
 
-def _reading(num_bytes: int) -> Clocked:
-    memory = torch.ones(num_bytes // 4, dtype=torch.float32)
+def _reading(num_bytes: int, device: torch.device) -> Clocked:
+    memory = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
 
     def read() -> float:
         started = time.perf_counter()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from specrouter_llm import __version__
-from specrouter_llm.cli import bench, bench_router, contests, experiment, results  # noqa: F401  # add to experiment.app
+from specrouter_llm.cli import bench, bench_gpu, bench_router, contests, experiment, results  # noqa: F401  # add to experiment.app
 from specrouter_llm.cli.arguments import (
     Chain,
     Json,
@@ -163,6 +163,7 @@ def verify(
         bool, typer.Option("--transformers", help="Also compare with transformers' generate.")
     ] = False,
     as_json: Json = False,
+    out: experiment.Out = None,
 ) -> None:
     """Compare every chain with plain decoding on your models and prompts. Status 1 if anything but near-ties differs."""
     from specrouter_llm.cli.verify import run
@@ -179,5 +180,6 @@ def verify(
             epsilon=epsilon,
             with_transformers=transformers,
             as_json=as_json,
+            out=out,
         )
     )

@@ -1,4 +1,4 @@
-"""`specrouter bench speed | batch | step`: times. The experiments are imported when they run."""
+"""`specrouter bench speed | batch | step | strict`: times. The experiments are imported when they run."""
 
 from __future__ import annotations
 
@@ -88,6 +88,9 @@ def batch(
         list[int] | None, typer.Option("--batch", help="Rows decoded together; may be repeated (1 to 32).")
     ] = None,
     groups: Annotated[int, typer.Option(help="Batches of each size.")] = 3,
+    max_context: Annotated[
+        int | None, typer.Option(help="Longest prompt and answer; caches are smaller then (the model's context).")
+    ] = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     chains: Chains = None,
@@ -110,6 +113,7 @@ def batch(
             chosen,
             batches=batches or experiment.SIZES,
             groups=groups,
+            max_context=max_context,
             chains=_chains(chains, no_chains),
             peer=peer,
             seed=seed,
@@ -154,10 +158,31 @@ def step(
     finish("step", {**floor, "context": context, "rounds": rounds}, rows, experiment.table(rows), out)
     typer.echo(
         f"{floor['target']}: {floor['weight_bytes'] / 2**20:.0f} MiB of weights at {floor['read_gib_per_second']:.1f} GiB/s "
-        f"(sum of a {experiment.READ_BYTES / 2**20:.0f} MiB tensor, all threads): floor {floor['floor_ms']:.2f} ms"
+        f"(sum of a {floor['read_bytes'] / 2**20:.0f} MiB tensor, {floor['device']}): floor {floor['floor_ms']:.2f} ms"
     )
     if plot is not None:
         experiment.plot(rows, plot)
+
+
+@app.command()
+@expanded
+def strict(
+    family: Family = DEMO,
+    workload: Annotated[str, typer.Option("--workload", "-w", help="Built-in name, FILE or FILE#CATEGORY.")] = "cot",
+    limit: Annotated[int, typer.Option(help="Prompts.")] = 8,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    seed: Seed = 0,
+    out: Out = None,
+) -> None:
+    """What strict mode costs on a CUDA device, and whether its outputs are the same bits; elsewhere a control."""
+    from specrouter_llm.bench import strict as experiment
+
+    (chosen,) = _workloads([workload], limit, temperature, max_tokens)
+    with progress_bar(None) as advance:
+        labels, rows = experiment.measure(family.models(), chosen, seed=seed, advance=advance)
+    settings = {"models": labels, "workloads": _described([chosen]), "seed": seed, "dtype": family.dtype}
+    finish("strict", settings, rows, experiment.table(rows), out)
 
 
 def _workloads(sources: list[str], limit: int, temperature: float | None, max_tokens: int | None) -> list[Workload]:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from specrouter_llm.bench.identity import first_margin
 from specrouter_llm.bench.models import encode
+from specrouter_llm.bench.result import result, write_result
 from specrouter_llm.bench.workloads import built_in_prompts, read_prompts
 from specrouter_llm.cli.options import PoolOptions
 from specrouter_llm.engine.spec_router import SpecRouter
@@ -51,8 +52,9 @@ def run(
     epsilon: float | None,
     with_transformers: bool,
     as_json: bool,
+    out: Path | None = None,
 ) -> int:
-    """Prints a table (or JSON) and returns the exit status: 0 if all is identical or a near-tie, else 1."""
+    """Prints a table (or JSON), and writes a result to `out`. Returns 0 if all is identical or a near-tie, else 1."""
     texts = read_prompts(prompts, limit) if prompts is not None else built_in_prompts(limit)
     params = SamplingParams(**sampling)
     quiet = as_json or not sys.stderr.isatty()
@@ -75,7 +77,19 @@ def run(
                 progress.update(task, description="transformers")
                 theirs = _transformers_tokens(pool, engine, ids, params)
                 reports.append(compare(engine, ids, params, plain, theirs, "transformers generate", bound))
-        _show(reports, engine, dtype, bound, as_json)
+        head = {
+            "target": engine.labels[engine.target],
+            "dtype": dtype,
+            "guarantee": engine.guarantee,
+            "epsilon": bound,
+        }
+    rows = [asdict(report) for report in reports]
+    if out is not None:
+        write_result(out, result("verify", head, rows))
+    if as_json:
+        print(json.dumps({**head, "reports": rows}))
+    else:
+        _show(reports, head)
     return 1 if any(report.different for report in reports) else 0
 
 
@@ -140,18 +154,8 @@ def _transformers_tokens(
     return results
 
 
-def _show(reports: Sequence[ChainReport], engine: SpecRouter, dtype: str, epsilon: float, as_json: bool) -> None:
-    if as_json:
-        rows = [asdict(report) for report in reports]
-        head = {
-            "target": engine.labels[engine.target],
-            "dtype": dtype,
-            "guarantee": engine.guarantee,
-            "epsilon": epsilon,
-        }
-        print(json.dumps({**head, "reports": rows}))
-        return
-    table = Table(title=f"{engine.labels[engine.target]}, {dtype}: against plain decoding of the same engine")
+def _show(reports: Sequence[ChainReport], head: Mapping[str, Any]) -> None:
+    table = Table(title=f"{head['target']}, {head['dtype']}: against plain decoding of the same engine")
     for column in ("chain", "requests", "identical", "near-ties", "different", "largest margin", "accepted/drafted"):
         table.add_column(column, justify="left" if column == "chain" else "right")
     for r in reports:
@@ -161,6 +165,6 @@ def _show(reports: Sequence[ChainReport], engine: SpecRouter, dtype: str, epsilo
     console = Console()
     console.print(table)
     console.print(
-        f"A near-tie is a first difference that a change of the logits by at most {epsilon:g} explains. "
-        f"Reported guarantee: {engine.guarantee}."
+        f"A near-tie is a first difference that a change of the logits by at most {head['epsilon']:g} explains. "
+        f"Reported guarantee: {head['guarantee']}."
     )

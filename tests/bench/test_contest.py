@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from specrouter_llm.bench import batch, speed, step
+from specrouter_llm.bench import batch, speed, step, strict
 from specrouter_llm.bench.bootstrap import Interval
 from specrouter_llm.bench.contest import END_TO_END, Decoding, Job, figures, jobs_of, speedup, take_turns
 from specrouter_llm.bench.contestants import Chain, contestants_of, default_chains
@@ -264,7 +264,7 @@ def test_step(models, tmp_path):
         step.measure(models, tokens=[8])
     with pytest.raises(InvalidParameterError, match="too short"):
         step.measure(models, context=4096)
-    assert "demo/target" == floor["target"]
+    assert ("demo/target", "cpu", 2**22) == (floor["target"], floor["device"], floor["read_bytes"])
     expected = floor["weight_bytes"] / 2**30 / floor["read_gib_per_second"] * 1e3
     assert expected == pytest.approx(floor["floor_ms"], rel=0.01)
     assert [("engine", 1), ("specrouter", 1), ("specrouter", 8), ("transformers", 1), ("transformers", 8)] == [
@@ -280,6 +280,21 @@ def test_step(models, tmp_path):
     pytest.importorskip("matplotlib")
     step.plot(rows, tmp_path / "step.svg")
     assert "<svg" in (tmp_path / "step.svg").read_text(encoding="utf-8")
+
+
+def test_strict(models):
+    """Plain and routed in both modes; the default is the unit, and everything is plain decoding's."""
+    job = Workload("sums", ("Tom has 3 apples.",), max_tokens=6)
+    labels, rows = strict.measure(models, job)
+    assert "demo/target" in labels
+    assert [(mode, way) for mode in ("default", "strict") for way in ("plain", "routed")] == [
+        (row["mode"], row["way"]) for row in rows
+    ]
+    for row in rows:
+        assert (1, 0) == (row["identical"] + row["near_ties"], row["different"])
+        assert row["mode"] == "strict" or 1.0 == row["over_default"]["decode"]["value"]
+    json.dumps(rows)
+    assert len(rows) == strict.table(rows).row_count
 
 
 def test_bytes_that_a_step_reads(models):
