@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 BOS, END, USER, ASSISTANT, SYSTEM, TOOL, PAD = SPECIAL = (
@@ -54,10 +54,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     inner.train_from_iterator(texts, trainer)
     inner.add_tokens([AddedToken(marker, normalized=False, special=False) for marker in MARKERS])
-    bos = inner.token_to_id(BOS)
-    inner.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, bos)]
-    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner,
         bos_token=BOS,

@@ -53,17 +53,28 @@ TOOLS = [WEATHER, PLACE]
 QUESTION = [{"role": "user", "content": "How is the weather in Oslo?"}]
 
 
+COMPACT = """{%- if tools %}<|system|>
+You can call these tools:
+{{ tools | tojson }}<|end|>
+{%- endif %}{%- for m in messages %}<|{{ m['role'] }}|>
+{%- if m.get('tool_calls') %}{%- for t in m['tool_calls'] %}<tool_call>
+{{ (t.function if t.function is defined else t) | tojson }}
+</tool_call>{%- endfor %}{%- else %}{{ m['content'] }}{%- endif %}<|end|>
+{%- endfor %}{%- if add_generation_prompt %}<|assistant|>
+{%- endif %}"""
+"""A template without white space around what is said, so that scripts need not know any."""
+
+
 def hf_tokenizer(
     template: str | None = None, *, added: Sequence[str] = (), special: Sequence[str] = ()
 ) -> PreTrainedTokenizerBase:
-    """The demo's tokenizer, perhaps with another template and further tokens."""
+    """The demo's tokenizer with a compact template, or another, and perhaps further tokens."""
     tokenizer = AutoTokenizer.from_pretrained(DEMO)
     if added:
         tokenizer.add_tokens(list(added))
     if special:
         tokenizer.add_tokens(list(special), special_tokens=True)
-    if template is not None:
-        tokenizer.chat_template = template
+    tokenizer.chat_template = COMPACT if template is None else template
     return tokenizer
 
 

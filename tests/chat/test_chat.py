@@ -170,14 +170,19 @@ def test_how_many_calls_a_model_may_begin(says, kit, parallel):
 
 def test_free_choice_leaves_text_alone(demo, kit):
     """Without a call the tokens are those of an answer that may not call."""
-    for seed in range(4):
+    num_texts = 0
+    for seed in range(8):
         results = []
         for choice in ("none", "auto"):
             params = SamplingParams(temperature=1.0, seed=seed, max_tokens=40)
-            request = ChatRequest(messages=kit.QUESTION, tools=kit.TOOLS, tool_choice=choice, params=params)
+            messages = [{"role": "user", "content": "Hello!"}]
+            request = ChatRequest(messages=messages, tools=kit.TOOLS, tool_choice=choice, params=params)
             results.append(submit(demo, request).result()[0])
         none, auto = results
-        assert (none.completion.token_ids, none.finish_reason) == (auto.completion.token_ids, auto.finish_reason)
+        if not auto.tool_calls:
+            num_texts += 1
+            assert (none.completion.token_ids, none.finish_reason) == (auto.completion.token_ids, auto.finish_reason)
+    assert num_texts >= 3
 
 
 def test_free_choice_does_not_need_a_grammar(says, kit, monkeypatch):
@@ -215,7 +220,7 @@ def test_no_call_begins_that_has_no_room(says, kit):
 def test_markers_that_are_special_tokens(says, kit, template_mark, text):
     """The engine shows them to the parser, and a forced call may be spelled with them or without, as the format says."""
     tokenizer = kit.hf_tokenizer(special=[template_mark])
-    tokenizer.chat_template = tokenizer.chat_template.replace("<tool_call>", "").replace("</tool_call>", "")
+    tokenizer.chat_template = tokenizer.chat_template.replace("<tool_call>", template_mark).replace("</tool_call>", "")
     engine = says(text, tokenizer=tokenizer)
     for choice in ("auto", "required"):
         request = ChatRequest(messages=kit.QUESTION, tools=[kit.WEATHER], tool_choice=choice)

@@ -163,7 +163,7 @@ def test_optional_free_text_is_unconstrained(tools, options, temperature):
             assert (plain.finish_reason, plain.stop_reason) == (lazy.finish_reason, lazy.stop_reason)
 
 
-@pytest.mark.parametrize("after", ["e", "th", "<|user|>", "t<|user|>"])
+@pytest.mark.parametrize("after", ["e", "er", "<|user|>", "t<|user|>"])
 def test_an_optional_grammar_holds_once_begun(tools, after):
     """Before `after` all is as without a grammar; behind it the text is valid and closed in time."""
     spec = {"json_schema": PERSON, "after": after, "optional": True}

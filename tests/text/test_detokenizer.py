@@ -74,7 +74,7 @@ def test_released_text_is_final(any_tokenizer, data):
 def test_text_arrives_with_its_token(tokenizers):
     """Ordinary text is not held back: every token of it returns its own text at once."""
     tokenizer = tokenizers["demo"]
-    _, *ids = tokenizer.encode("Once upon a time there was a little girl.")  # the first begins the text, and has none
+    ids = tokenizer.encode("Once upon a time there was a little girl.")
     detokenizer = Detokenizer(tokenizer)
     for n in range(1, len(ids) + 1):
         assert detokenizer.push(ids[n - 1]) == tokenizer.decode(ids[:n])[len(tokenizer.decode(ids[: n - 1])) :] != ""

@@ -119,7 +119,7 @@ def test_an_interrupted_build_ends_as_an_uninterrupted_one(tmp_path, monkeypatch
     assert {row["temperature"] for row in results["agreement"]["chat"]} == {0.0, 1.0}
     write_cards(tmp_path / "whole" / "family", tmp_path / "whole", results)
     assert "| arithmetic |" in (tmp_path / "whole" / "family" / "draft" / "README.md").read_text()
-    assert "draft → middle" in (tmp_path / "whole" / "family" / "README.md").read_text()
+    assert "draft → target" in (tmp_path / "whole" / "family" / "README.md").read_text()
 
 
 def test_training_lowers_the_loss(tmp_path):

@@ -19,6 +19,18 @@ Reply = Callable[[str], str]
 """From the rendered prompt to what the model says."""
 
 
+COMPACT = """{%- if tools %}<|system|>
+You can call these tools:
+{{ tools | tojson }}<|end|>
+{%- endif %}{%- for m in messages %}<|{{ m['role'] }}|>
+{%- if m.get('tool_calls') %}{%- for t in m['tool_calls'] %}<tool_call>
+{{ (t.function if t.function is defined else t) | tojson }}
+</tool_call>{%- endfor %}{%- else %}{{ m['content'] }}{%- endif %}<|end|>
+{%- endfor %}{%- if add_generation_prompt %}<|assistant|>
+{%- endif %}"""
+"""A template without white space around what is said, so that scripts need not know any."""
+
+
 class Script:
     """Logits that spell out `reply(prompt)`; behind anything else they end the answer."""
 
@@ -48,8 +60,7 @@ def scripted_engine(
 ) -> SpecRouter:
     """An engine named "scripted" with a drafter that is mostly right; `gate` holds every step of the target until it is set."""
     hf = AutoTokenizer.from_pretrained(demo_folder("target"))
-    if chat_template is not None:
-        hf.chat_template = chat_template or None
+    hf.chat_template = (COMPACT if chat_template is None else chat_template) or None
     script = Script(hf, reply)
 
     def target(context: Sequence[int]) -> torch.Tensor:

@@ -13,7 +13,6 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_specrouter import ChatSpecRouter
 
 MODEL = os.environ.get("SPECROUTER_TEST_MODEL", "demo")
-BOTH_VERSIONS = pytest.mark.parametrize("model", [{}, {"output_version": "v1"}], indirect=True)
 
 
 def too_hard(why):
@@ -63,20 +62,6 @@ class TestDemo(ChatModelIntegrationTests):
             return model.invoke(prompt)
         chunks = list(model.stream(prompt))
         return sum(chunks[1:], start=chunks[0])
-
-    @too_hard("the call is well-formed, its number is not the 3 that was asked for")
-    @BOTH_VERSIONS
-    def test_tool_calling(self, model):
-        super().test_tool_calling(model)
-
-    @too_hard("the call is well-formed, its number is not the 3 that was asked for")
-    async def test_tool_calling_async(self, model):
-        await super().test_tool_calling_async(model)
-
-    @too_hard("nothing forces a call here, and the model does not choose one")
-    @BOTH_VERSIONS
-    def test_agent_loop(self, model):
-        super().test_agent_loop(model)
 
     @too_hard("the call is well-formed, the Chinese name is not copied")
     def test_unicode_tool_call_integration(self, model):

@@ -34,7 +34,7 @@ def competent(tools):
             return "The tool has answered."
         if "joke" in said:
             return joke
-        call = next((call for key, call in calls.items() if key in said), None) if "can call these" in prompt else None
+        call = next((call for key, call in calls.items() if key in said), None) if "<tools>" in prompt else None
         return tools.tool_text(call[0], **call[1]) if call else "Hello to you too."
 
     return script
