@@ -66,7 +66,7 @@ _HELD_OUT_EVERY = 7
 
 
 class Words:
-    """Draws words with `rng`: from nine tenths of every list, or with `held_out` from the rest alone.
+    """Draws words with `rng`: from six sevenths of every list, or with `held_out` from the rest alone.
 
     Short closed classes (colours, adjectives, prose) are not split: no skill consists in knowing one of them.
     """
