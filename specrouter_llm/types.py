@@ -5,9 +5,11 @@ The field names of the speculation statistics are vLLM's, so that existing dashb
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, TypeAlias
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 TokenIds: TypeAlias = "list[int]"
 ChatMessage: TypeAlias = "dict[str, Any]"
@@ -15,6 +17,18 @@ Prompt: TypeAlias = "str | list[int] | list[ChatMessage]"
 
 Guarantee: TypeAlias = Literal["bitwise", "near-tie"]
 """What "the same tokens" rests on: equal bits of the logits, or equality up to near-ties of the target's choice."""
+
+
+class PackingBytes(NamedTuple):
+    """What a runner that packs weights takes beside a model's own."""
+
+    copies: int = 0
+    """Packed weights whose plain ones stay."""
+    kernels: Mapping[tuple[int, int], int] = MappingProxyType({})
+    """What the library keeps for good for each shape of matrix, (in, out); models with equal ones share it."""
+
+
+NO_PACKING = PackingBytes()
 
 
 class FinishReason(StrEnum):

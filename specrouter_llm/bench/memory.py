@@ -135,7 +135,8 @@ def measure_here(task: Task) -> dict[str, Any]:
             "labels": [engine.labels[name] for name in levels],
             "accounted": report.total,
             "weights": sum(member.weight_bytes for member in report.members),
-            "packed_copies": sum(member.packed_bytes for member in report.members),
+            "packed_copies": sum(member.packing.copies for member in report.members),
+            "kernels": report.kernel_bytes,
             "caches": sum(report.cache_bytes(member) for member in report.members),
             "resident_before": before,
             "resident": after - before,
@@ -145,8 +146,8 @@ def measure_here(task: Task) -> dict[str, Any]:
 
 
 def _warm_up(task: Task) -> None:
-    """What any engine takes: libraries, their pools, a tokenizer."""
-    with SpecRouter.from_pretrained(f"{DEMO}/{DEMO_MEMBERS[-1]}", max_batch=1, progress=False) as engine:
+    """What any engine takes: libraries, their pools, a tokenizer; no kernels, which are accounted for."""
+    with SpecRouter.from_pretrained(f"{DEMO}/{DEMO_MEMBERS[-1]}", max_batch=1, pack=False, progress=False) as engine:
         engine.generate("Once upon a time", max_tokens=8)
 
 
@@ -208,7 +209,17 @@ def peak() -> int:
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows for people."""
     shown = Table(title="Memory of a pool beyond an idle engine's: measured / accounted")
-    columns = ("chain", "weights", "packed copies", "caches", "accounted", "resident", "peak", "growth over a long run")
+    columns = (
+        "chain",
+        "weights",
+        "packed copies",
+        "kernels",
+        "caches",
+        "accounted",
+        "resident",
+        "peak",
+        "growth over a long run",
+    )
     for column in columns:
         shown.add_column(column, justify="left" if column == "chain" else "right")
     for row in rows:
@@ -221,7 +232,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             )
         shown.add_row(
             " > ".join(row["labels"]),
-            *(format_bytes(row[name]) for name in ("weights", "packed_copies", "caches", "accounted")),
+            *(format_bytes(row[name]) for name in ("weights", "packed_copies", "kernels", "caches", "accounted")),
             *(
                 f"{format_bytes(max(row[name], 0))} ({row[name] / row['accounted']:.3f})"
                 for name in ("resident", "peak")
@@ -236,7 +247,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure = new_figure(6, 4)
     axes = figure.subplots()
     places, bottom = [row["depth"] for row in rows], [0.0] * len(rows)
-    for part in ("weights", "packed_copies", "caches"):
+    for part in ("weights", "packed_copies", "kernels", "caches"):
         heights = [row[part] / 2**20 for row in rows]
         axes.bar(places, heights, bottom=bottom, width=0.6, label=part.replace("_", " "))
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]

@@ -47,7 +47,7 @@ class PoolOptions:
     def pool(self, *, max_batch: int, progress: bool) -> ModelPool:
         """The models alone, accounted for as an engine would run them."""
         from specrouter_llm.pool.pool import ModelPool
-        from specrouter_llm.runtime.select import packed_copy_bytes
+        from specrouter_llm.runtime.select import packing_bytes
 
         target, drafts = self._sources()
         return ModelPool.load(
@@ -57,7 +57,7 @@ class PoolOptions:
             device=self.device,
             memory_budget=self.memory_budget,
             max_batch=max_batch,
-            packed_copy=packed_copy_bytes,
+            packing=packing_bytes,
             progress=progress,
         )
 

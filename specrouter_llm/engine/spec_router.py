@@ -27,7 +27,7 @@ from specrouter_llm.pool.budget import MemoryReport
 from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.router import ChainRouter
 from specrouter_llm.runtime.runner import Runner
-from specrouter_llm.runtime.select import packed_copy_bytes
+from specrouter_llm.runtime.select import packing_bytes
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.scheduling.adaptive import AdaptivePolicy
 from specrouter_llm.scheduling.explanation import Explanation
@@ -156,7 +156,7 @@ class SpecRouter:
             max_batch=settings.max_batch,
             max_context=settings.max_context,
             memory_budget=settings.memory_budget,
-            packed_copy=packed_copy_bytes if settings.pack else None,
+            packing=packing_bytes if settings.pack else None,
             progress=progress,
         )
         runners = pool_runners(pool, num_slots=settings.max_batch, pack=settings.pack, strict=settings.strict)

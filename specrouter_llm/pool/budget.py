@@ -5,8 +5,9 @@
 
 Caches are stored in multiples of `STORAGE_STEP` tokens. A member's cache is never longer than its own context. A packed
 copy is what a runner packs and its model keeps as well: a matrix tied to the embedding, all of them in a model that the
-caller loaded. Runner buffers (CUDA graphs, activations) are not in the sum: they are what the 10 % of the default budget
-are for.
+caller loaded. Kernels are what oneDNN keeps for every shape of packed matrix and number of rows: little beside a large
+model, not beside a small one. Runner buffers (CUDA graphs, activations) are not in the sum: they are what the 10 % of the
+default budget are for.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 
 from specrouter_llm.config import format_bytes
 from specrouter_llm.errors import InvalidParameterError, MemoryBudgetError
+from specrouter_llm.types import NO_PACKING, PackingBytes
 
 STORAGE_STEP = 512
 """Tokens: caches grow, and attention runs, over multiples of this (see the design's section on bits)."""
@@ -38,8 +40,8 @@ class MemberNeeds:
     cache_bytes_per_token: int
     """Bytes per token and slot, over all layers."""
     context_length: int
-    packed_bytes: int = 0
-    """Packed weights that lie beside the plain ones."""
+    packing: PackingBytes = NO_PACKING
+    """What a runner that packs weights takes beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,8 @@ class MemberMemory:
     """Bytes per token and slot."""
     cache_tokens: int
     """Stored tokens per slot: a multiple of STORAGE_STEP."""
-    packed_bytes: int = 0
-    """Packed weights beside the plain ones."""
+    packing: PackingBytes = NO_PACKING
+    """What a runner that packs weights takes beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +75,32 @@ class MemoryReport:
 
     @property
     def total(self) -> int:
-        """Bytes of all weights and caches."""
-        return sum(member.weight_bytes + member.packed_bytes + self.cache_bytes(member) for member in self.members)
+        """Bytes of all weights, what packing adds to them, and caches."""
+        return self.fixed_bytes + sum(self.cache_bytes(member) for member in self.members)
+
+    @property
+    def kernel_bytes(self) -> int:
+        """Bytes that packing keeps for the shapes of all members' matrices, each shape once."""
+        kernels: dict[tuple[int, int], int] = {}
+        for member in self.members:
+            kernels.update(member.packing.kernels)
+        return sum(kernels.values())
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Bytes of everything but the caches."""
+        return self.kernel_bytes + sum(member.weight_bytes + member.packing.copies for member in self.members)
 
     def __str__(self) -> str:
         rows: list[tuple[str, str, int]] = []
         for member in self.members:
             rows.append((f"{member.name} weights", "", member.weight_bytes))
-            if member.packed_bytes:
-                rows.append((f"{member.name} packed copy", "", member.packed_bytes))
+            if member.packing.copies:
+                rows.append((f"{member.name} packed copy", "", member.packing.copies))
             factors = f"{self.slots} slots x {member.cache_tokens} tokens x {member.cache_bytes_per_token} B ="
             rows.append((f"{member.name} cache", factors, self.cache_bytes(member)))
+        if self.kernel_bytes:
+            rows.append(("kernels of all shapes", "", self.kernel_bytes))
         rows += [("total", "", self.total), ("budget", "", self.budget)]
         names, factors_width, numbers = (max(len(str(row[i])) for row in rows) for i in range(3))
         return "\n".join(
@@ -176,7 +193,7 @@ def _report(needs: Iterable[MemberNeeds], slots: int, context: int, budget: int)
             weight_bytes=need.weight_bytes,
             cache_bytes_per_token=need.cache_bytes_per_token,
             cache_tokens=_stored(min(context, need.context_length)),
-            packed_bytes=need.packed_bytes,
+            packing=need.packing,
         )
         for need in needs
     )
@@ -189,7 +206,7 @@ def _stored(tokens: int) -> int:
 
 
 def _too_large(group: Sequence[MemberNeeds], report: MemoryReport, what: str) -> str:
-    weights = sum(need.weight_bytes + need.packed_bytes for need in group)
+    weights = report.fixed_bytes
     hints = [f"raise memory_budget to {report.total} bytes"]
     per_slot = (report.total - weights) // report.slots
     rows = (report.budget - weights) // per_slot if weights < report.budget else 0

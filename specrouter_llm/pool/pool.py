@@ -20,6 +20,7 @@ from specrouter_llm.pool.loading import freeze, quiet_transformers
 from specrouter_llm.pool.placement import Placement, place
 from specrouter_llm.pool.prepare import Defaults, Prepared, prepare
 from specrouter_llm.pool.shapes import format_parameters
+from specrouter_llm.types import PackingBytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,7 +74,7 @@ class ModelPool:
         max_batch: int = 8,
         max_context: int | None = None,
         memory_budget: int | str | None = None,
-        packed_copy: Callable[[PreTrainedModel, bool], int] | None = None,
+        packing: Callable[[PreTrainedModel, bool], PackingBytes] | None = None,
         progress: bool = True,
     ) -> ModelPool:
         """Check everything that can be checked, sum up the memory, then load.
@@ -82,8 +83,8 @@ class ModelPool:
         `device`, `device_map` and `revision` apply to members whose `ModelSpec` does not say otherwise,
         `quantization_config` to the target only. The dtype is float32 on a CPU and the stored one elsewhere by default.
         A `PreTrainedModel` is used without a copy: it is set to eval mode and its gradients are switched off.
-        `packed_copy` says what runners that pack weights keep beside the model's own, of (model, whether the caller keeps
-        it); it is part of the sum.
+        `packing` says what runners that pack weights take beside the model's own, of (model, whether the caller keeps it);
+        it is part of the sum.
 
         Raises InvalidParameterError (duplicate names, contradictions) and the subclasses of ModelLoadError:
         ModelNotFoundError, UnsafeModelError, UnsupportedModelError, VocabularyMismatchError, MemoryBudgetError.
@@ -93,7 +94,7 @@ class ModelPool:
         specs = _specs(target, drafts)
         placements = _placements(specs, device, device_map)
         with quiet_transformers(progress):
-            defaults = Defaults(dtype, quantization_config, revision, packed_copy)
+            defaults = Defaults(dtype, quantization_config, revision, packing)
             prepared = [
                 prepare(spec, placement, defaults, is_target=index == 0)
                 for index, (spec, placement) in enumerate(zip(specs, placements, strict=True))

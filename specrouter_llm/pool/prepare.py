@@ -18,6 +18,7 @@ from specrouter_llm.pool.quantization import check_target_modules, check_target_
 from specrouter_llm.pool.source import Checkpoint, find_checkpoint
 from specrouter_llm.pool.weights import WeightCount, count_weights, empty_model, parse_dtype, stored_dtype
 from specrouter_llm.pool.widen import widen, widened_config
+from specrouter_llm.types import NO_PACKING, PackingBytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -30,8 +31,8 @@ class Defaults:
     dtype: str | torch.dtype | None = None
     quantization_config: Any = None
     revision: str | None = None
-    packed_copy: Callable[[PreTrainedModel, bool], int] | None = None
-    """Bytes of packed weights beside a model's own: of (the model, on `meta` if need be; whether the caller keeps it)."""
+    packing: Callable[[PreTrainedModel, bool], PackingBytes] | None = None
+    """What a runner takes beside a model's weights: of (the model, on `meta` if need be; whether the caller keeps it)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def _prepare_checkpoint(spec: ModelSpec, placement: Placement, defaults: Default
     # Weights that are stored quantised have their size on disk; those quantised while loading have not.
     weights = count_weights(empty, asked or stored, checkpoint.weight_files if stored is not None else ())
     tokenizer = spec.tokenizer if spec.tokenizer is not None else load_tokenizer(checkpoint)
-    packed = 0 if quantized else _packed_copy(defaults, empty, plan, keep=False)
+    packed = NO_PACKING if quantized else _packing(defaults, empty, plan, keep=False)
     return _prepared(
         spec, name, final, dtype, plan, weights, tokenizer, packed, checkpoint=checkpoint, stored_config=config
     )
@@ -130,17 +131,17 @@ def _prepare_loaded(spec: ModelSpec, placement: Placement, defaults: Defaults, *
         config = widened_config(model.config, spec.widen)
         shape = empty_model(config, type(model), model.dtype)
     plan = LoadPlan(dtype=model.dtype, device=device or None)
-    packed = _packed_copy(defaults, shape, plan, keep=spec.widen is None)
+    packed = _packing(defaults, shape, plan, keep=spec.widen is None)
     return _prepared(
         spec, name, config, model.dtype, plan, count_weights(shape), spec.tokenizer, packed, model=model,
         stored_config=model.config,
     )  # fmt: skip
 
 
-def _packed_copy(defaults: Defaults, shape: PreTrainedModel, plan: LoadPlan, *, keep: bool) -> int:
-    """Bytes of packed weights beside a member's own; only a CPU packs them."""
+def _packing(defaults: Defaults, shape: PreTrainedModel, plan: LoadPlan, *, keep: bool) -> PackingBytes:
+    """What packing takes beside a member's own weights; only a CPU packs them."""
     on_cpu = plan.device is not None and torch.device(plan.device).type == "cpu"
-    return defaults.packed_copy(shape, keep) if on_cpu and defaults.packed_copy is not None else 0
+    return defaults.packing(shape, keep) if on_cpu and defaults.packing is not None else NO_PACKING
 
 
 def _require_as_asked(name: str, spec: ModelSpec, model: Any, defaults: Defaults) -> None:
@@ -175,7 +176,7 @@ def _prepared(
     plan: LoadPlan,
     weights: WeightCount,
     tokenizer: PreTrainedTokenizerBase | None,
-    packed_bytes: int,
+    packing: PackingBytes,
     *,
     stored_config: PreTrainedConfig,
     model: PreTrainedModel | None = None,
@@ -191,7 +192,7 @@ def _prepared(
         weight_bytes=weights.num_bytes,
         cache_bytes_per_token=cache_bytes_per_token(config, dtype.itemsize),
         context_length=context,
-        packed_bytes=packed_bytes,
+        packing=packing,
     )
     return Prepared(
         name=name,

@@ -21,7 +21,7 @@ STORAGE_STEP = 512
 """Slabs hold a multiple of this many positions."""
 EXTENT_STEP = 64
 """A query attends over its own context rounded up to a multiple of this."""
-_ROW_STEP = 4  # SDPA's CPU kernel is bit-stable per row only for query counts that are multiples of this
+_ROW_STEP = 4  # batched products on a CPU are bit-stable per row only for query counts that are multiples of this
 
 
 def rounded_up(length: int, step: int) -> int:
@@ -32,7 +32,7 @@ def rounded_up(length: int, step: int) -> int:
 class Piece(NamedTuple):
     """Consecutive queries of one row that attend over the same extent.
 
-    The bits of SDPA depend on the extent, so it must be a function of the query's position alone: were it that of the
+    The bits of attention depend on the extent, so it must be a function of the query's position alone: were it that of the
     longest query fed with it, a token's logits would depend on how many tokens were verified beside it.
     """
 
@@ -83,7 +83,7 @@ class AttentionContext(Protocol):
 
 
 class RaggedContext:
-    """Rows of any length, known on the host: scaled_dot_product_attention piece by piece, on any device."""
+    """Rows of any length, known on the host: attention piece by piece, on any device."""
 
     def __init__(self, spans: Sequence[Span], capacity: int) -> None:
         self.pieces = _pieces(spans)
@@ -98,7 +98,7 @@ class RaggedContext:
         return self._on_device[device]
 
     def mask(self, piece: Piece, group: int, window: int | None, query: Tensor) -> Tensor:
-        """Additive mask [padded group * n, extent] of one piece; the query heads of a group lie one after another."""
+        """Additive mask [padded n * group, extent] of one piece; a token's query heads of a group lie side by side."""
         key = (piece, group, window, query.device, query.dtype)
         if key not in self._masks:
             self._masks[key] = _additive_mask(piece, group, window, query)
@@ -115,21 +115,22 @@ class RaggedContext:
     ) -> Tensor:
         """Every query runs over its own context only, rounded to EXTENT_STEP, so its neighbours cannot reach its bits.
 
-        Query heads that share a key head are folded into query rows.
+        Query heads that share a key head are folded into query rows. Queries behind the last span get zeros.
         """
         heads, key_heads = query.shape[0], key.shape[2]
         group = heads // key_heads
-        output = query.new_empty(query.shape[1], heads, value.shape[3])
+        rows = query.transpose(0, 1).unflatten(1, (key_heads, group))
+        output = query.new_zeros(len(rows), key_heads, group, value.shape[3])
         for piece in self.pieces:
             slot, offset, _, count, extent = piece
-            folded = query[:, offset : offset + count].reshape(key_heads, group * count, -1)
-            folded = F.pad(folded, (0, 0, 0, -folded.shape[1] % _ROW_STEP))
-            keys = key[slot, :extent].transpose(0, 1)
-            values = value[slot, :extent].transpose(0, 1)
+            folded = rows[offset : offset + count].transpose(0, 1).reshape(key_heads, count * group, -1)
+            if missing := -folded.shape[1] % _ROW_STEP:
+                folded = F.pad(folded, (0, 0, 0, missing))
+            keys, values = key[slot, :extent].permute(1, 2, 0), value[slot, :extent].transpose(0, 1)
             mask = self.mask(piece, group, window, query)
             attended = _attend(folded, keys, values, mask, scaling, softcap)[:, : group * count]
-            output[offset : offset + count] = attended.reshape(heads, count, -1).transpose(0, 1)
-        return output
+            output[offset : offset + count] = attended.unflatten(1, (count, group)).transpose(0, 1)
+        return output.flatten(1, 2)
 
 
 def _additive_mask(piece: Piece, group: int, window: int | None, query: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ def _additive_mask(piece: Piece, group: int, window: int | None, query: Tensor) 
     if window is not None:
         hidden |= keys <= positions - window
     mask = torch.zeros(hidden.shape, dtype=query.dtype, device=query.device).masked_fill_(hidden, -torch.inf)
-    mask = mask.repeat(group, 1)
+    mask = mask.repeat_interleave(group, dim=0)
     return F.pad(mask, (0, 0, 0, -mask.shape[0] % _ROW_STEP))
 
 
@@ -164,12 +165,17 @@ def ragged_attention(
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, softcap: float | None
 ) -> Tensor:
-    """[Hk, m, D] x [Hk, L, D] -> [Hk, m, Dv]; written out only where SDPA lacks soft-capping (Gemma 2)."""
-    if softcap is None:
-        return F.scaled_dot_product_attention(query[None], key[None], value[None], attn_mask=mask, scale=scaling)[0]
+    """[Hk, m, D] x [Hk, D, L] -> [Hk, m, Dv], softmax in float32 at least.
+
+    Written out: for the few queries of a decoding step torch's fused kernel takes up to twice the time on a CPU.
+    """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    scores = torch.tanh(query @ key.transpose(1, 2) * scale / softcap) * softcap + mask
-    return scores.softmax(dim=-1) @ value
+    if softcap is None:
+        scores = torch.baddbmm(mask, query, key, alpha=scale)
+    else:
+        scores = torch.tanh(torch.bmm(query, key) * (scale / softcap)) * softcap + mask
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    return torch.bmm(weights.to(value.dtype), value)
 
 
 AttentionInterface.register(ATTENTION_NAME, ragged_attention)

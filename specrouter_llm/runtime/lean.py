@@ -45,6 +45,13 @@ def packed_layers(model: PreTrainedModel) -> list[nn.Linear]:
     return [*used, model.get_output_embeddings()]
 
 
+def lean_shapes(model: PreTrainedModel) -> set[tuple[int, int]]:
+    """(in, out) of the matrices that the lean runner makes of these layers."""
+    groups = [group for layer in model.model.layers for group in _projections(layer)]
+    groups.append([model.get_output_embeddings()])
+    return {(group[0].in_features, sum(linear.out_features for linear in group)) for group in groups}
+
+
 @dataclass(frozen=True, slots=True)
 class _Layer:
     """One decoder layer: norms, two fused matrices, two plain ones."""
@@ -88,6 +95,8 @@ class LeanRunner:
         self._norm = _norm(model.model.norm)
         self._layers = [_layer(layer, keep) for layer in model.model.layers]
         self._head = _pack([model.get_output_embeddings()], keep)
+        self._shapes = [*_linears(self._layers[0]), self._head]
+        """One matrix of each shape; those of one shape are run alike."""
         self._cos, self._sin = self._rotary_table(STORAGE_STEP)
         self._cache = SlotCache(len(self._layers), len(inputs), STORAGE_STEP)
         check_parity(name, self.forward, inputs, expected, model.dtype)
@@ -104,18 +113,22 @@ class LeanRunner:
         if self._cache.capacity > self._cos.shape[0]:
             self._cos, self._sin = self._rotary_table(self._cache.capacity)
         ids, positions, wanted = packed_inputs(spans)
+        count = len(ids)
+        # Padded once, not by every matrix. What stands in the rows behind reaches neither the cache nor other rows.
+        padding = (0, max(linear.rows_for(count) for linear in self._shapes) - count)
+        ids, positions = F.pad(ids, padding), F.pad(positions, padding)
         hidden = self._embedding(ids)
         cos, sin = self._cos[positions], self._sin[positions]
         for layer, slabs in zip(self._layers, self._cache.layers, strict=True):
-            hidden = hidden + self._attention(layer, slabs, layer.input_norm(hidden), cos, sin, context)
+            hidden = hidden + self._attention(layer, slabs, layer.input_norm(hidden), cos, sin, context, count)
             hidden = hidden + _feed_forward(layer, layer.inner_norm(hidden))
         logits: Tensor = self._head(self._norm(hidden[wanted]))
         return self._cache.without_broken(logits, spans)
 
     def _attention(
-        self, layer: _Layer, slabs: Any, hidden: Tensor, cos: Tensor, sin: Tensor, context: RaggedContext
+        self, layer: _Layer, slabs: Any, hidden: Tensor, cos: Tensor, sin: Tensor, context: RaggedContext, count: int
     ) -> Tensor:
-        """[N, H] -> [N, H]; writes the layer's keys and values."""
+        """[N, H] -> [N, H]; writes the layer's keys and values of the first `count` rows, which are not padding."""
         rotated = self._heads + self._key_heads
         states = layer.query_key_value(hidden).view(len(hidden), -1, self._head_dim)
         query_key = states[:, :rotated]
@@ -125,7 +138,7 @@ class LeanRunner:
         turned = query_key.roll(self._head_dim // 2, dims=-1)
         query_key = query_key * cos + turned * sin
         query, key = query_key.split([self._heads, self._key_heads], dim=1)
-        keys, values = slabs.write(key, states[:, rotated:])
+        keys, values = slabs.write(key[:count], states[:count, rotated:])
         attended = context.attend(query.transpose(0, 1), keys, values, layer.scaling, layer.window)
         return layer.output(attended.flatten(1))
 
@@ -139,8 +152,7 @@ class LeanRunner:
             return cos[0, :, None], signed[:, None]
 
     def _linears(self) -> list[PackedLinear]:
-        groups = ((layer.query_key_value, layer.output, layer.gate_up, layer.down) for layer in self._layers)
-        return [*(linear for group in groups for linear in group), self._head]
+        return [*(linear for layer in self._layers for linear in _linears(layer)), self._head]
 
     def _is_bitwise(self) -> bool:
         shape = (self._heads, self._key_heads, self._head_dim)
@@ -157,7 +169,11 @@ class LeanRunner:
 
     def close(self) -> None:
         """Drops the cache and the packed weights."""
-        del self._cache, self._layers, self._head, self._embedding, self._norm, self._rotary
+        del self._cache, self._layers, self._head, self._shapes, self._embedding, self._norm, self._rotary
+
+
+def _linears(layer: _Layer) -> list[PackedLinear]:
+    return [layer.query_key_value, layer.output, layer.gate_up, layer.down]
 
 
 def _feed_forward(layer: _Layer, hidden: Tensor) -> Tensor:

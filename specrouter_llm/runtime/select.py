@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from specrouter_llm.runtime.graphs import CudaCapture, GraphRunner
-from specrouter_llm.runtime.lean import LeanRunner, can_run_lean, packed_layers
-from specrouter_llm.runtime.packing import packable
+from specrouter_llm.runtime.lean import LeanRunner, can_run_lean, lean_shapes, packed_layers
+from specrouter_llm.runtime.packing import kernel_bytes, packable, plain_linears
 from specrouter_llm.runtime.runner import EagerRunner, Runner, head_shape
+from specrouter_llm.types import NO_PACKING, PackingBytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,15 +86,22 @@ def _graph_runner(
         return None
 
 
-def packed_copy_bytes(model: PreTrainedModel, keep: bool) -> int:
-    """Bytes of packed weights that `make_runner` keeps beside the model's own, on a CPU; it may be on `meta`.
+def packing_bytes(model: PreTrainedModel, keep: bool) -> PackingBytes:
+    """What `make_runner` takes on a CPU beside the model's own weights; the model may be on `meta`.
 
     What is packed replaces what it was made from, but for an output head that is tied to the embedding, and for a model
     that must stay usable.
     """
     device = model.get_input_embeddings().weight.device.type
-    if keep:
-        return sum(layer.weight.nbytes for layer in packed_layers(model)) if can_run_lean(model, device) else 0
+    if can_run_lean(model, device):
+        layers = packed_layers(model)
+        kernels = kernel_bytes(lean_shapes(model))
+        if keep:
+            return PackingBytes(sum(layer.weight.nbytes for layer in layers), kernels)
+    elif keep or not packable(model, device):
+        return NO_PACKING
+    else:
+        kernels = kernel_bytes({(layer.in_features, layer.out_features) for layer in plain_linears(model)})
     head = model.get_output_embeddings()
     tied = isinstance(head, nn.Linear) and head.weight is model.get_input_embeddings().weight
-    return int(head.weight.nbytes) if tied and packable(model, device) else 0
+    return PackingBytes(head.weight.nbytes if tied else 0, kernels)

@@ -13,8 +13,9 @@ from specrouter_llm.pool.budget import MemberNeeds, cache_bytes_per_token, defau
 from specrouter_llm.pool.quantization import stored_bits
 from specrouter_llm.pool.weights import count_weights
 from specrouter_llm.runtime.lean import LeanRunner
-from specrouter_llm.runtime.packing import PackedLinear, has_packing
-from specrouter_llm.runtime.select import make_runner, packed_copy_bytes
+from specrouter_llm.runtime.packing import PackedLinear, has_packing, kernel_bytes
+from specrouter_llm.runtime.select import make_runner, packing_bytes
+from specrouter_llm.types import PackingBytes
 
 LLAMA = transformers.LlamaForCausalLM
 
@@ -147,16 +148,28 @@ def test_packed_copies_are_counted(tmp_path, kind, tied, borrowed):
     if not borrowed:
         source.save_pretrained(tmp_path)
         source = tmp_path
-    pool = ModelPool.load(ModelSpec(source, name="m"), packed_copy=packed_copy_bytes, device="cpu", progress=False)
+    pool = ModelPool.load(ModelSpec(source, name="m"), packing=packing_bytes, device="cpu", progress=False)
     member, model = pool.memory.members[0], pool.target.model
     runner = make_runner("m", model, num_slots=1, context_length=512, pack=True, keep=borrowed)
     packed = {id(p): p for p in _packed_layers(runner, model)}.values()
     held = loaded_bytes(model) + sum(4 * layer.out_features * layer.in_features for layer in packed)
     held += sum(layer._bias.nbytes for layer in packed if layer._bias is not None)
-    assert held == member.weight_bytes + member.packed_bytes
-    assert bool(member.packed_bytes) is (tied if not borrowed else kind is LLAMA)
-    assert ("packed copy" in str(pool.memory)) is bool(member.packed_bytes)
-    assert sum(pool.memory.cache_bytes(m) for m in pool.memory.members) + held == pool.memory.total
+    assert held == member.weight_bytes + member.packing.copies
+    assert bool(member.packing.copies) is (tied if not borrowed else kind is LLAMA)
+    assert ("packed copy" in str(pool.memory)) is bool(member.packing.copies)
+    shapes = {(layer.in_features, layer.out_features) for layer in packed}
+    assert member.packing.kernels == kernel_bytes(shapes)
+    assert ("kernels" in str(pool.memory)) is bool(shapes)
+    assert pool.memory.cache_bytes(member) + held + pool.memory.kernel_bytes == pool.memory.total
+
+
+def test_kernels_are_shared_by_equal_shapes():
+    """oneDNN keeps them per shape, not per model."""
+    packing = [PackingBytes(0, {(8, 8): 100, (8, 16): 100}), PackingBytes(0, {(8, 16): 100})]
+    needs = [MemberNeeds(str(i), "cpu", 1000, 1, 512, packing[i]) for i in range(2)]
+    report = plan_memory(needs, slots=1, max_context=512, budgets={"": 10_000})
+    assert report.kernel_bytes == 200
+    assert report.total == 2 * 1000 + 200 + 2 * 512
 
 
 def _packed_layers(runner, model):
@@ -169,11 +182,14 @@ def _packed_layers(runner, model):
     return [module for module in model.modules() if isinstance(module, PackedLinear)]
 
 
-@pytest.mark.parametrize("asked", [{"dtype": "float64"}, {"dtype": "bfloat16"}, {"packed_copy": None}])
+@pytest.mark.parametrize("asked", [{"dtype": "float64"}, {"dtype": "bfloat16"}, {"packing": None}])
 def test_no_packed_copy_where_nothing_is_packed(save_model, asked):
     """Other dtypes stay as they are, and a pool without runners packs nothing."""
-    options = {"packed_copy": packed_copy_bytes, "device": "cpu", "progress": False} | asked
-    assert ModelPool.load(save_model("tied", tie_word_embeddings=True), **options).memory.members[0].packed_bytes == 0
+    options = {"packing": packing_bytes, "device": "cpu", "progress": False} | asked
+    assert (
+        ModelPool.load(save_model("tied", tie_word_embeddings=True), **options).memory.members[0].packing
+        == PackingBytes()
+    )
 
 
 def test_a_packed_copy_is_part_of_the_budget(save_model):
@@ -182,7 +198,7 @@ def test_a_packed_copy_is_part_of_the_budget(save_model):
     options = {"device": "cpu", "max_context": 512, "max_batch": 1, "progress": False}
     budget = ModelPool.load(folder, **options).memory.total
     with pytest.raises(MemoryBudgetError, match="tied packed copy"):
-        ModelPool.load(folder, packed_copy=packed_copy_bytes, memory_budget=budget, **options)
+        ModelPool.load(folder, packing=packing_bytes, memory_budget=budget, **options)
 
 
 def test_weights_alone_too_large(save_model):
