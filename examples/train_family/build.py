@@ -69,8 +69,7 @@ class Build:
         return Corpus.load(path)
 
     def _learner(self, shape: Shape, settings: Training, tokenizer: PreTrainedTokenizerFast) -> Learner:
-        ids = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
-        return Learner(new_model(shape, len(tokenizer), ids), settings, self.config.device)
+        return Learner(new_model(shape, tokenizer), settings, self.config.device)
 
     def _run(self, settings: Training, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, name: str) -> Run:
         return Run(

@@ -158,7 +158,8 @@ def batches(corpus: Corpus, micro_tokens: int, pad: int, seed: int) -> Iterator[
 
 def _padded(corpus: Corpus, members: NDArray[np.int64], pad: int) -> Batch:
     lengths = np.diff(corpus.starts)[members]
-    shape = (len(members), int(lengths.max()))
+    # To the bucket's own length: kernels are made per shape, and the shapes are few.
+    shape = (len(members), _LENGTHS[int(np.searchsorted(_LENGTHS, lengths.max()))])
     tokens, learnt = np.full(shape, pad, dtype=np.int64), np.zeros(shape, dtype=np.bool_)
     for row, member in enumerate(members):
         span = slice(corpus.starts[member], corpus.starts[member + 1])

@@ -6,31 +6,37 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from examples.train_family.config import Shape, Training
+from examples.train_family.induction import begin_with_induction, begin_with_twins
 
 HEAD_DIM = 64
 CONTEXT = 2048
 
 
-def new_model(shape: Shape, vocab_size: int, ids: dict[str, int]) -> LlamaForCausalLM:
-    """A model in `shape`; `ids` holds bos, eos and pad. Blocks begin as the identity: what they write is zero."""
+def new_model(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A model in `shape` for the tokens of `tokenizer`. Blocks begin as the identity: what they write is zero.
+
+    Two heads of the first layers are the exception: they can copy (see `induction`).
+    """
     config = LlamaConfig(
-        vocab_size=vocab_size,
+        vocab_size=len(tokenizer),
         head_dim=HEAD_DIM,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
         rms_norm_eps=1e-5,
-        bos_token_id=ids["bos"],
-        eos_token_id=ids["eos"],
-        pad_token_id=ids["pad"],
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
         **shape.model_dump(),
     )
     model = LlamaForCausalLM(config)
     for layer in model.model.layers:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
         torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+    begin_with_twins(model, tokenizer)
+    begin_with_induction(model)
     return model
 
 

@@ -63,10 +63,12 @@ mu na ne ni no nu pa pe pi po ra re ri ro ru sa se si so su ta te ti to tu va ve
 fex glim harn jux kest lorn mip nax plov quen rist stur thal vorn wex yol zent""".split()
 _SCRIPTS = ((0x4E00, 0x6E00), (0xAC00, 0xB700), (0x0430, 0x044F), (0x03B1, 0x03C9), (0x3042, 0x3093), (0x00E0, 0x00FF))
 _HELD_OUT_EVERY = 7
+_SPLICED = 0.35
+"""Share of the drawn words that are two halves of listed ones: what is met too rarely to be known must be copied."""
 
 
 class Words:
-    """Draws words with `rng`: from six sevenths of every list, or with `held_out` from the rest alone.
+    """Draws words with `rng`: from six sevenths of every list (and splices of them), or with `held_out` from the rest.
 
     Short closed classes (colours, adjectives, prose) are not split: no skill consists in knowing one of them.
     """
@@ -75,11 +77,19 @@ class Words:
         self.rng = rng
         self.held_out = held_out
 
-    def _pick(self, words: Sequence[str]) -> str:
+    def _listed(self, words: Sequence[str]) -> str:
         while True:
             index = self.rng.randrange(len(words))
             if (index % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1) == self.held_out:
                 return words[index]
+
+    def _pick(self, words: Sequence[str]) -> str:
+        word = self._listed(words)
+        if self.held_out or self.rng.random() >= _SPLICED:
+            return word
+        other = self._listed(words)
+        spliced = word[: (len(word) + 1) // 2] + other[len(other) // 2 :]
+        return word if spliced in words else spliced
 
     def name(self) -> str:
         return self._pick(_NAMES)
@@ -136,7 +146,7 @@ class Words:
 
     def sentence(self, least: int = 5, most: int = 22) -> str:
         """A sentence to be read and quoted: real prose, or words without sense (`least` to `most` of them)."""
-        return self._pick(prose.sentences()) if self.rng.random() < 0.4 else self.salad(least, most)
+        return self._listed(prose.sentences()) if self.rng.random() < 0.4 else self.salad(least, most)
 
     def distinct(self, draw: Callable[[], str], count: int) -> list[str]:
         """`count` different draws."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from examples.train_family.dialogue import Dialogue
-from examples.train_family.skills import arithmetic, code, context, editing, schema, smalltalk, stories, tools
+from examples.train_family.skills import arithmetic, code, context, editing, schema, smalltalk, stories, sums, tools
 from examples.train_family.words import Words
 
 SKILLS: dict[str, Callable[[Words], Dialogue]] = {
     "arithmetic": arithmetic.sample,
+    "sums": sums.sample,
     "context": context.sample,
     "tools": tools.sample,
     "schema": schema.sample,
