@@ -2,7 +2,8 @@
 
 The floor of a decoding step is the time it takes to read the weights once: their bytes over the rate at which the model's
 device reads memory. That rate is measured in the same rounds, by summing a float32 tensor far larger than any cache (on a
-CPU with all of torch's threads). Everything takes turns in rotating order, and figures are medians of ratios within a round.
+CPU with all of torch's threads). Where matrices are packed, their products alone, with nothing between them, say how much of
+the distance is the library's. Everything takes turns in rotating order, and figures are medians of ratios within a round.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.runtime.batch import Span
+from specrouter_llm.runtime.lean import LeanRunner
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.sampling.params import SamplingParams
 
@@ -40,7 +42,7 @@ READ_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}
 _DECODED = 9
 """Tokens of an answer of the engine: one from the prefill, eight steps."""
 _WARM_UP = 2
-OURS, PEER, STEP, READ = "specrouter", "transformers", "engine", "read"
+OURS, PEER, STEP, READ, PRODUCTS = "specrouter", "transformers", "engine", "read", "products"
 
 Clocked = Callable[[], float]
 """Runs something and returns its seconds."""
@@ -75,6 +77,8 @@ def measure(
             (STEP, 1): _decoding(engine, context),
         }
         actions |= {(OURS, n): _forward(runner, n, context) for n in tokens}
+        if isinstance(runner, LeanRunner):
+            actions |= {(PRODUCTS, n): _products(runner, n) for n in tokens}
         other = alone.pool() if peer else None
         if other is not None:
             actions |= {(PEER, n): _peer_forward(other, n, context) for n in tokens}
@@ -172,6 +176,20 @@ def _forward(runner: Runner, tokens: int, context: int) -> Clocked:
         return time.perf_counter() - started
 
     return forward
+
+
+def _products(runner: LeanRunner, tokens: int) -> Clocked:
+    """The matrix products of a forward and nothing else."""
+    pairs = [(matrix, torch.ones(tokens, matrix.in_features)) for matrix in runner.matrices]
+
+    def multiply() -> float:
+        started = time.perf_counter()
+        with torch.inference_mode():
+            for matrix, rows in pairs:
+                matrix(rows)
+        return time.perf_counter() - started
+
+    return multiply
 
 
 def _decoding(engine: SpecRouter, context: int) -> Clocked:

@@ -100,7 +100,7 @@ class LeanRunner:
         self._cos, self._sin = self._rotary_table(STORAGE_STEP)
         self._cache = SlotCache(len(self._layers), len(inputs), STORAGE_STEP)
         check_parity(name, self.forward, inputs, expected, model.dtype)
-        choose_padding(self._linears(), lambda: self.forward([Span(0, 0, [0], 1)]))
+        choose_padding(self.matrices, lambda: self.forward([Span(0, 0, [0], 1)]))
         self.guarantee: Guarantee = "bitwise" if self._is_bitwise() else "near-tie"
         self._cache = SlotCache(len(self._layers), num_slots, context_length)
 
@@ -151,12 +151,14 @@ class LeanRunner:
             signed = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
             return cos[0, :, None], signed[:, None]
 
-    def _linears(self) -> list[PackedLinear]:
+    @property
+    def matrices(self) -> list[PackedLinear]:
+        """All packed matrices in the order in which a forward multiplies by them."""
         return [*(linear for layer in self._layers for linear in _linears(layer)), self._head]
 
     def _is_bitwise(self) -> bool:
         shape = (self._heads, self._key_heads, self._head_dim)
-        return all(linear.stable for linear in self._linears()) and is_bitwise(self.forward, self.vocab_size, shape)
+        return all(linear.stable for linear in self.matrices) and is_bitwise(self.forward, self.vocab_size, shape)
 
     def clear(self, slot: int) -> None:
         with torch.inference_mode():

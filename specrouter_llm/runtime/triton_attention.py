@@ -251,7 +251,7 @@ def tile_attention(
 
 
 def agrees(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, head_dim: int) -> bool:
-    """Whether the kernels can be built for these shapes here and give what scaled_dot_product_attention gives.
+    """Whether the kernels can be built for these shapes here and give what `RaggedContext` gives.
 
     Tried on random states over a short and a long context. What a compiler or driver raises counts as no.
     """

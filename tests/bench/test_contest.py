@@ -14,6 +14,7 @@ from specrouter_llm.bench.peers import KINDS, peers_of
 from specrouter_llm.bench.rivals import fastest, rivals
 from specrouter_llm.bench.workloads import Workload, workload
 from specrouter_llm.errors import InvalidParameterError
+from specrouter_llm.runtime.packing import has_packing
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.testing import fake_engine
 
@@ -267,9 +268,8 @@ def test_step(models, tmp_path):
     assert ("demo/target", "cpu", 2**22) == (floor["target"], floor["device"], floor["read_bytes"])
     expected = floor["weight_bytes"] / 2**30 / floor["read_gib_per_second"] * 1e3
     assert expected == pytest.approx(floor["floor_ms"], rel=0.01)
-    assert [("engine", 1), ("specrouter", 1), ("specrouter", 8), ("transformers", 1), ("transformers", 8)] == [
-        (row["runner"], row["tokens"]) for row in rows
-    ]
+    runners = ["specrouter", *(["products"] if has_packing() else []), "transformers"]
+    assert [("engine", 1), *itertools.product(runners, (1, 8))] == [(row["runner"], row["tokens"]) for row in rows]
     for row in rows:
         assert ("over_floor" in row) == (row["tokens"] == 1)
         assert ("peer_over_ours" in row) == (row["runner"] == "specrouter")

@@ -175,10 +175,7 @@ def test_kernels_are_shared_by_equal_shapes():
 def _packed_layers(runner, model):
     """All packed layers of a lean runner, or those in the modules of any other."""
     if isinstance(runner, LeanRunner):
-        layers = [
-            v for layer in runner._layers for v in (layer.query_key_value, layer.output, layer.gate_up, layer.down)
-        ]
-        return [*layers, runner._head]
+        return runner.matrices
     return [module for module in model.modules() if isinstance(module, PackedLinear)]
 
 
