@@ -22,6 +22,7 @@ class TableRunner:
     """A Markov model: the logits after a token are a row of a table [V, V]. Exact, fast, no cache."""
 
     guarantee: Guarantee = "bitwise"
+    token_sizes: Sequence[int] = ()
     dtype = "float64"
 
     def __init__(self, name: str, table: Tensor, *, context_length: int = 4096) -> None:
@@ -49,6 +50,7 @@ class ContextRunner:
     """
 
     guarantee: Guarantee = "bitwise"
+    token_sizes: Sequence[int] = ()
     dtype = "float64"
 
     def __init__(

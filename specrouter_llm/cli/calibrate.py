@@ -11,8 +11,9 @@ from rich.table import Table
 
 from specrouter_llm.bench.plots import check_plot, new_figure, save_figure
 from specrouter_llm.cli.options import PoolOptions
-from specrouter_llm.engine.calibration import GRID, Calibration, pool_runners
+from specrouter_llm.engine.calibration import Calibration, pool_runners
 from specrouter_llm.errors import InvalidParameterError
+from specrouter_llm.scheduling.latency import GRID
 
 REPEATS = 15
 """More than at start-up: here there is time."""

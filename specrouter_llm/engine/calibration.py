@@ -18,13 +18,11 @@ from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.packing import return_freed_memory
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.runtime.select import make_runner
-from specrouter_llm.scheduling.latency import LatencyModel
+from specrouter_llm.scheduling.latency import GRID, LatencyModel
 
 if TYPE_CHECKING:
     from specrouter_llm.pool.pool import PoolMember
 
-GRID = (1, 2, 4, 8, 16, 32, 64)
-"""Tokens per forward; those between are interpolated."""
 FORMAT = 1
 _CONTEXTS = (64, 960)
 REPEATS = 3
@@ -56,7 +54,9 @@ class Calibration:
     ) -> Calibration:
         """Measures all models of a pool, which must not be in use; see `measure`."""
         samples = measure(runners, seconds=seconds, repeats=repeats, progress=progress)
-        return cls(describe(pool, runners), torch.get_num_threads(), LatencyModel.fit(samples, overhead=0.0))
+        sizes = {name: runner.token_sizes for name, runner in runners.items()}
+        latency = LatencyModel.fit(samples, overhead=0.0, sizes=sizes)
+        return cls(describe(pool, runners), torch.get_num_threads(), latency)
 
     def save(self, path: Path) -> None:
         """Writes what `load` reads."""

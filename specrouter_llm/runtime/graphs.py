@@ -155,6 +155,7 @@ class GraphRunner(EagerRunner):
         self._forwards: Recordings[StaticBatch] = Recordings(capture, MAX_GRAPHS)
         self._loops: Recordings[DraftLoop] = Recordings(capture, MAX_LOOPS)
         super().__init__(name, model, num_slots=num_slots, context_length=context_length)
+        self.token_sizes = (CANONICAL_TOKENS,) if strict else TOKENS
         if strict:
             self.guarantee = self._probed()
             self._cache = self._new_cache(num_slots, context_length)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from specrouter_llm.runtime.attention import STORAGE_STEP, RaggedContext
 from specrouter_llm.runtime.batch import Span, packed_inputs
 from specrouter_llm.runtime.cache import SlotCache
-from specrouter_llm.runtime.packing import PackedLinear, choose_padding, drop_weights, packable
+from specrouter_llm.runtime.packing import PackedLinear, choose_padding, drop_weights, packable, row_sizes
 from specrouter_llm.runtime.parity import check_parity, native_logits, probe_inputs
 from specrouter_llm.runtime.probe import is_bitwise
 from specrouter_llm.types import Guarantee
@@ -101,6 +101,7 @@ class LeanRunner:
         self._cache = SlotCache(len(self._layers), len(inputs), STORAGE_STEP)
         check_parity(name, self.forward, inputs, expected, model.dtype)
         choose_padding(self.matrices, lambda: self.forward([Span(0, 0, [0], 1)]))
+        self.token_sizes = row_sizes(self._shapes)
         self.guarantee: Guarantee = "bitwise" if self._is_bitwise() else "near-tie"
         self._cache = SlotCache(len(self._layers), num_slots, context_length)
 

@@ -170,6 +170,11 @@ def choose_padding(layers: Sequence[PackedLinear], step: Callable[[], object]) -
         layer.pad_to(min(best, key=lambda rows: best[rows]))
 
 
+def row_sizes(layers: Sequence[PackedLinear]) -> tuple[int, ...]:
+    """The numbers of rows, up to a block, that inputs of all these layers are run as."""
+    return tuple(sorted({max(layer.rows_for(count) for layer in layers) for count in range(1, BLOCK_ROWS + 1)}))
+
+
 def drop_weights(sources: Sequence[nn.Linear]) -> None:
     """Frees the plain weights of layers that have been packed; the layers cannot be called any more."""
     for linear in sources:

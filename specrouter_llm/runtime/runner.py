@@ -13,7 +13,7 @@ from torch import Tensor
 from specrouter_llm.runtime.attention import ATTENTION_NAME, STORAGE_STEP
 from specrouter_llm.runtime.batch import Span, packed_inputs
 from specrouter_llm.runtime.cache import SlotCache
-from specrouter_llm.runtime.packing import choose_padding, pack_linears
+from specrouter_llm.runtime.packing import choose_padding, pack_linears, row_sizes
 from specrouter_llm.runtime.parity import check_parity, native_logits, probe_inputs
 from specrouter_llm.runtime.probe import is_bitwise
 from specrouter_llm.types import Guarantee
@@ -33,6 +33,8 @@ class Runner(Protocol):
     dtype: str
     """What the weights are stored in: "float32", "bfloat16", ..."""
     guarantee: Guarantee
+    token_sizes: Sequence[int]
+    """The numbers of tokens that forwards are padded to, rising; empty, or beyond the last, they are run as they are."""
 
     def forward(self, spans: Sequence[Span]) -> Tensor:
         """Runs all spans in one pass; returns logits [sum of num_logits, V] in span order, float32 or float64.
@@ -67,6 +69,7 @@ class EagerRunner:
         self.context_length = context_length
         self.vocab_size: int = model.get_output_embeddings().out_features
         self.guarantee: Guarantee = "near-tie"
+        self.token_sizes: Sequence[int] = ()
         self.dtype = str(model.dtype).removeprefix("torch.")
         self._model = model
         self._device = model.get_input_embeddings().weight.device
@@ -86,6 +89,7 @@ class EagerRunner:
                 raise
             if packed:
                 choose_padding(packed, lambda: self.forward([Span(0, 0, [0], 1)]))
+                self.token_sizes = row_sizes(packed)
             if packed and all(linear.stable for linear in packed):
                 self.guarantee = (
                     "bitwise" if is_bitwise(self.forward, self.vocab_size, head_shape(model)) else "near-tie"

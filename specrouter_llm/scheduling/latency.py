@@ -2,14 +2,15 @@
 
 V(n, c) is taken as base(n) + slope(n) * c at context c: linear layers see n tokens, attention reads c positions. A batch
 of R rows over n tokens in all, c positions in all, costs base(n) + slope(n / R) * c: each row attends for its own n / R
-tokens to its own context.
+tokens to its own context. Where a runner pads n to one of a few sizes, base is that of the size: a ninth token may cost
+what twelve do.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,27 +52,42 @@ class _Curve:
     count: list[float]
     """Weight of the forwards seen near each node."""
     settled: list[float]
+    sizes: tuple[int, ...] = ()
+    """What numbers of tokens are padded to; more than the last run as they are."""
     spread: float = 0.1
     """Running mean of |log error|: what lies beyond 3 of these is taken for an outlier and clipped."""
 
     @classmethod
-    def of(cls, tokens: Sequence[float], base: Sequence[float], slope: Sequence[float]) -> _Curve:
+    def of(
+        cls, tokens: Sequence[float], base: Sequence[float], slope: Sequence[float], sizes: Sequence[int] = ()
+    ) -> _Curve:
         zeros = [0.0] * len(tokens)
-        return cls(tuple(tokens), list(base), list(slope), zeros.copy(), zeros.copy(), zeros.copy())
+        return cls(tuple(tokens), list(base), list(slope), zeros.copy(), zeros.copy(), zeros.copy(), tuple(sizes))
 
     def at(self, tokens: Array, context: float, rows: int) -> Array:
         """Seconds over each number of tokens; never decreasing in tokens."""
-        seconds = np.interp(tokens, *self._line(self.base))
+        seconds = np.interp(self._all_padded(tokens), *self._line(self.base))
         if context and any(self.slope):
             seconds = seconds + context * np.interp(tokens / rows, *self._line(self.slope))
         return np.asarray(seconds, dtype=np.float64)
 
     def one(self, tokens: float, context: float, rows: int) -> float:
         """`at` for a single number of tokens."""
-        seconds = _interpolated(tokens, *self._line(self.base))
+        seconds = _interpolated(self._padded(tokens), *self._line(self.base))
         if context and any(self.slope):
             seconds += context * _interpolated(tokens / rows, *self._line(self.slope))
         return seconds
+
+    def _padded(self, tokens: float) -> float:
+        place = bisect_left(self.sizes, tokens)
+        return self.sizes[place] if place < len(self.sizes) else tokens
+
+    def _all_padded(self, tokens: Array) -> Array:
+        if not self.sizes:
+            return tokens
+        places = np.searchsorted(self.sizes, tokens)
+        padded = np.array(self.sizes, dtype=np.float64)[np.minimum(places, len(self.sizes) - 1)]
+        return np.where(places < len(self.sizes), padded, tokens)
 
     def corrected(self, values: Sequence[float]) -> list[float]:
         """Values at the nodes with what was learnt, never decreasing."""
@@ -90,7 +106,7 @@ class _Curve:
         self.spread += 0.1 * (min(abs(error), 3.0) - self.spread)
         self.spread = max(self.spread, 0.01)
         moved = False
-        for i, near in enumerate(_nearness(tokens, self.tokens)):
+        for i, near in enumerate(_nearness(self._padded(tokens), self.tokens)):
             self.count[i] += near
             self.shift[i] += near * max(RATE, 1.0 / (4.0 + self.count[i])) * step
             moved |= abs(self.shift[i] - self.settled[i]) > MOVED
@@ -98,7 +114,7 @@ class _Curve:
 
 
 @lru_cache(maxsize=4096)
-def _nearness(tokens: int, nodes: tuple[float, ...]) -> tuple[float, ...]:
+def _nearness(tokens: float, nodes: tuple[float, ...]) -> tuple[float, ...]:
     """Weight of a forward over `tokens` tokens for each node: 1 there, 0.35 at half or twice as many."""
     return tuple(2.0 ** (-1.5 * abs(math.log2(tokens) - math.log2(node))) for node in nodes)
 
@@ -128,13 +144,19 @@ class LatencyModel:
         """Whether a curve has moved materially since `settle`."""
 
     @classmethod
-    def fit(cls, samples: Mapping[str, Sequence[tuple[int, int, float]]], overhead: float) -> LatencyModel:
+    def fit(
+        cls,
+        samples: Mapping[str, Sequence[tuple[int, int, float]]],
+        overhead: float,
+        sizes: Mapping[str, Sequence[int]] | None = None,
+    ) -> LatencyModel:
         """From measurements (tokens, context, seconds) of one-row forwards per level; several per point are averaged.
 
         Args:
             samples: for each level, best on `GRID` at two contexts; with one context the cost of context is unknown
                 and taken as 0. A model-free level has points (rows, 0, seconds).
             overhead: seconds of a step outside all forwards.
+            sizes: for levels that pad, the numbers of tokens that forwards are run as, rising.
 
         Raises:
             InvalidParameterError: a level without samples, or a value that is not positive.
@@ -143,7 +165,7 @@ class LatencyModel:
         for level, points in samples.items():
             if not points or any(n < 1 or c < 0 or not s > 0 for n, c, s in points):
                 raise InvalidParameterError(f"latency samples of {level!r} must be non-empty and positive: {points!r}")
-            model._curves[level] = _fit(points)
+            model._curves[level] = _fit(points, (sizes or {}).get(level, ()))
         return model
 
     @property
@@ -214,6 +236,7 @@ class LatencyModel:
                 "tokens": list(curve.tokens),
                 "base": curve.corrected(curve.base),
                 "slope": curve.corrected(curve.slope),
+                "sizes": list(curve.sizes),
             }
             for level, curve in self._curves.items()
         }
@@ -233,13 +256,13 @@ class LatencyModel:
                 lists = [[float(value) for value in curve[name]] for name in ("tokens", "base", "slope")]
                 if not lists[0] or len({len(values) for values in lists}) > 1:
                     raise InvalidParameterError(f"not a latency file: the curve of {level!r} is not one")
-                model._curves[level] = _Curve.of(*lists)
+                model._curves[level] = _Curve.of(*lists, sizes=[int(size) for size in curve.get("sizes", ())])
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise InvalidParameterError(f"not a latency file: {error!r}") from error
         return model
 
 
-def _fit(points: Sequence[tuple[int, int, float]]) -> _Curve:
+def _fit(points: Sequence[tuple[int, int, float]], sizes: Sequence[int]) -> _Curve:
     """base and slope at each number of tokens by least squares over its contexts."""
     tokens = sorted({n for n, _, _ in points})
     base, slope = [], []
@@ -252,7 +275,7 @@ def _fit(points: Sequence[tuple[int, int, float]]) -> _Curve:
             rise = max(0.0, float(centred @ seconds) / float(centred @ centred))
         slope.append(rise)
         base.append(max(float(seconds.mean()) - rise * float(contexts.mean()), 1e-3 * float(seconds.min())))
-    return _Curve.of(tokens, list(accumulate(base, max)), list(accumulate(slope, max)))
+    return _Curve.of(tokens, list(accumulate(base, max)), list(accumulate(slope, max)), sizes)
 
 
 def _learned(tokens: int, seconds: float) -> _Curve:

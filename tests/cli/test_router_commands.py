@@ -10,8 +10,9 @@ import pytest
 
 from specrouter_llm.cli import main
 from specrouter_llm.cli.chat import Conversation, Status
-from specrouter_llm.engine.calibration import GRID, Calibration
+from specrouter_llm.engine.calibration import Calibration
 from specrouter_llm.errors import InvalidParameterError
+from specrouter_llm.scheduling.latency import GRID
 from specrouter_llm.testing import fake_engine
 from specrouter_llm.types import LevelStep, StepInfo
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from specrouter_llm import SpecRouter
-from specrouter_llm.engine.calibration import GRID, Calibration, measure, pool_runners
+from specrouter_llm.engine.calibration import Calibration, measure, pool_runners
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.pool.pool import ModelPool
+from specrouter_llm.scheduling.latency import GRID
 from specrouter_llm.testing import TableRunner
 
 

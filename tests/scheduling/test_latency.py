@@ -17,9 +17,9 @@ def true_seconds(tokens, context):
     return 0.01 + 0.0004 * tokens + 1e-6 * context
 
 
-def fitted():
+def fitted(sizes=()):
     points = [(n, c, true_seconds(n, c)) for n in GRID for c in (128, 1024)]
-    return LatencyModel.fit({"m": points}, overhead=0.001)
+    return LatencyModel.fit({"m": points}, overhead=0.001, sizes={"m": sizes})
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 5, 20, 64, 100, 300])
@@ -76,17 +76,36 @@ def test_saves_and_loads():
             LatencyModel.from_json(text)
 
 
+def test_padded_numbers_cost_what_they_are_run_as():
+    """A ninth token is a twelfth; beyond the largest size there is no padding; what is learnt belongs to the size."""
+    model = fitted((4, 8, 12, 16))
+    for n, padded in ((1, 4), (4, 4), (5, 8), (9, 12), (16, 16), (17, 17), (100, 100)):
+        assert model.seconds("m", n, 300) == pytest.approx(true_seconds(padded, 300), rel=1e-6)
+    assert LatencyModel.from_json(model.to_json()).seconds("m", 9, 300) == pytest.approx(
+        true_seconds(12, 300), rel=1e-6
+    )
+    totals = model.totals("m", 20, 300, 2)
+    assert [totals[n] for n in (1, 9, 12, 20)] == pytest.approx(
+        [true_seconds(n, 300) for n in (4, 12, 12, 20)], rel=1e-6
+    )
+    for _ in range(200):
+        model.observe(Forward("m", 1, 5, 300, 2 * true_seconds(8, 300)))
+    for n in (5, 7, 8):
+        assert model.seconds("m", n, 300) == pytest.approx(2 * true_seconds(8, 300), rel=0.03)
+
+
 def test_rejects_empty_and_negative_samples():
     for points in ([], [(0, 1, 0.1)], [(1, 1, -0.1)]):
         with pytest.raises(InvalidParameterError):
             LatencyModel.fit({"m": points}, 0.0)
 
 
+@pytest.mark.parametrize("sizes", [(), (4, 6, 8, 128)])
 @pytest.mark.parametrize("learnt", [False, True])
 @given(tokens=st.integers(1, 10**7), context=st.integers(0, 10**5), rows=st.integers(1, 9))
-def test_one_number_is_as_good_as_an_array(learnt, tokens, context, rows):
+def test_one_number_is_as_good_as_an_array(learnt, sizes, tokens, context, rows):
     """The scalar way, which every forward takes, and the arrays of a search are the same curve, corrected or not."""
-    model = fitted()
+    model = fitted(sizes)
     if learnt:
         model.observe(Forward("m", 1, 3, 700, 0.05))
         model.observe(Forward("new", 1, 2, 100, 0.02))
