@@ -23,7 +23,7 @@ def calibrated_engine(
 ) -> SpecRouter:
     """An engine of one row; it closes the pool. `seconds` are spent on measuring its models."""
     runners = pool_runners(pool, num_slots=1, pack=True)
-    latency = Calibration.of(pool, runners, seconds=seconds, progress=False).latency
+    latency = Calibration.of(pool, runners, seconds=seconds, rows=1, progress=False).latency
     free = [NgramProposer()] if proposers is None else list(proposers)
     return SpecRouter(
         runners,

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from specrouter_llm.bench.plots import check_plot, new_figure, save_figure
 from specrouter_llm.cli.options import PoolOptions
-from specrouter_llm.engine.calibration import Calibration, pool_runners
+from specrouter_llm.engine.calibration import ROWS, Calibration, pool_runners
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.latency import GRID
 
@@ -27,9 +27,9 @@ def run(options: PoolOptions, *, seconds: float, out: Path | None, plot: Path | 
         raise InvalidParameterError(f"--seconds must be positive, got {seconds:g}")
     check_plot(plot)
     quiet = as_json or not sys.stderr.isatty()
-    pool = options.pool(max_batch=1, progress=not quiet)
-    runners = pool_runners(pool, num_slots=1, pack=True)
-    calibration = Calibration.of(pool, runners, seconds=seconds, repeats=REPEATS, progress=not quiet)
+    pool = options.pool(max_batch=ROWS, progress=not quiet)
+    runners = pool_runners(pool, num_slots=ROWS, pack=True)
+    calibration = Calibration.of(pool, runners, seconds=seconds, rows=ROWS, repeats=REPEATS, progress=not quiet)
     for runner in runners.values():
         runner.close()
     pool.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ FORMAT = 1
 _CONTEXTS = (64, 960)
 REPEATS = 3
 """Forwards per point; their median counts."""
+ROWS = 4
+"""Rows of a batch that is compared with one row."""
 
 Samples = Sequence[tuple[int, int, float]]
 
@@ -49,13 +52,15 @@ class Calibration:
         runners: Mapping[str, Runner],
         *,
         seconds: float,
+        rows: int,
         repeats: int = REPEATS,
         progress: bool = True,
     ) -> Calibration:
-        """Measures all models of a pool, which must not be in use; see `measure`."""
+        """Measures all models of a pool, which must not be in use; see `measure`. The runners have `rows` slots."""
         samples = measure(runners, seconds=seconds, repeats=repeats, progress=progress)
         sizes = {name: runner.token_sizes for name, runner in runners.items()}
-        latency = LatencyModel.fit(samples, overhead=0.0, sizes=sizes)
+        ratios = {name: _row_ratio(runner, min(rows, ROWS), repeats) for name, runner in runners.items() if rows > 1}
+        latency = LatencyModel.fit(samples, overhead=0.0, sizes=sizes, row_ratios=ratios)
         return cls(describe(pool, runners), torch.get_num_threads(), latency)
 
     def save(self, path: Path) -> None:
@@ -189,9 +194,21 @@ def _order(tokens: int) -> int:
     return (1, 8, 64, 4, 16, 2, 32).index(tokens)
 
 
+def _row_ratio(runner: Runner, rows: int, repeats: int) -> tuple[int, int, float]:
+    """(rows, context, ratio): rows of one token over one row of as many tokens, in turns; the median of the ratios."""
+    context = min(_CONTEXTS[0], max(0, runner.context_length - rows))
+    together = [Span(slot, context, [slot % runner.vocab_size], 1) for slot in range(rows)]
+    _timed(runner, together)  # the first call allocates
+    ratios = [_timed(runner, together) / _forward(runner, rows, context) for _ in range(repeats)]
+    return rows, context + 1, statistics.median(ratios)
+
+
 def _forward(runner: Runner, tokens: int, context: int) -> float:
+    return _timed(runner, [Span(0, context, [(7 * i) % runner.vocab_size for i in range(tokens)], tokens)])
+
+
+def _timed(runner: Runner, spans: Sequence[Span]) -> float:
     started = time.perf_counter()
     with torch.inference_mode():
-        ids = [(7 * i) % runner.vocab_size for i in range(tokens)]
-        runner.forward([Span(0, context, ids, tokens)]).argmax(dim=-1).tolist()  # .tolist() waits for the device
+        runner.forward(spans).argmax(dim=-1).tolist()  # .tolist() waits for the device
     return time.perf_counter() - started

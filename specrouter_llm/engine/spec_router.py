@@ -162,7 +162,7 @@ class SpecRouter:
         runners = pool_runners(pool, num_slots=settings.max_batch, pack=settings.pack, strict=settings.strict)
         try:
             if policy == "adaptive":
-                chosen = _adaptive(pool, runners, known, proposers, progress=progress)
+                chosen = _adaptive(pool, runners, known, proposers, rows=settings.max_batch, progress=progress)
             return cls(
                 runners,
                 target=pool.target.name,
@@ -385,13 +385,14 @@ def _adaptive(
     known: Calibration | None,
     proposers: Sequence[Proposer] | None,
     *,
+    rows: int,
     progress: bool,
 ) -> AdaptivePolicy:
     """The adaptive policy over what was measured before, or is now."""
     if known is not None:
         known.check(pool, runners)
     else:
-        known = Calibration.of(pool, runners, seconds=CALIBRATION_SECONDS, progress=progress)
+        known = Calibration.of(pool, runners, seconds=CALIBRATION_SECONDS, rows=rows, progress=progress)
     return AdaptivePolicy(list(runners), [p.name for p in _proposers(proposers)], known.latency)
 
 

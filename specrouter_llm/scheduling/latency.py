@@ -1,9 +1,9 @@
 """The latency model: seconds of one packed forward of a level, measured on a grid and corrected online.
 
 V(n, c) is taken as base(n) + slope(n) * c at context c: linear layers see n tokens, attention reads c positions. A batch
-of R rows over n tokens in all, c positions in all, costs base(n) + slope(n / R) * c: each row attends for its own n / R
-tokens to its own context. Where a runner pads n to one of a few sizes, base is that of the size: a ninth token may cost
-what twelve do.
+of R rows over n tokens in all, c positions in all, costs base(n) + slope(n / R) * c + (R - 1) * row: each row attends for
+its own n / R tokens to its own context, and has a price of its own, for on a CPU attention runs row by row. Where a runner
+pads n to one of a few sizes, base is that of the size: a ninth token may cost what twelve do.
 """
 
 from __future__ import annotations
@@ -54,6 +54,8 @@ class _Curve:
     settled: list[float]
     sizes: tuple[int, ...] = ()
     """What numbers of tokens are padded to; more than the last run as they are."""
+    row: float = 0.0
+    """Seconds of every row but the first."""
     spread: float = 0.1
     """Running mean of |log error|: what lies beyond 3 of these is taken for an outlier and clipped."""
 
@@ -66,14 +68,14 @@ class _Curve:
 
     def at(self, tokens: Array, context: float, rows: int) -> Array:
         """Seconds over each number of tokens; never decreasing in tokens."""
-        seconds = np.interp(self._all_padded(tokens), *self._line(self.base))
+        seconds = np.interp(self._all_padded(tokens), *self._line(self.base)) + (rows - 1) * self.row
         if context and any(self.slope):
             seconds = seconds + context * np.interp(tokens / rows, *self._line(self.slope))
         return np.asarray(seconds, dtype=np.float64)
 
     def one(self, tokens: float, context: float, rows: int) -> float:
         """`at` for a single number of tokens."""
-        seconds = _interpolated(self._padded(tokens), *self._line(self.base))
+        seconds = _interpolated(self._padded(tokens), *self._line(self.base)) + (rows - 1) * self.row
         if context and any(self.slope):
             seconds += context * _interpolated(tokens / rows, *self._line(self.slope))
         return seconds
@@ -88,6 +90,12 @@ class _Curve:
         places = np.searchsorted(self.sizes, tokens)
         padded = np.array(self.sizes, dtype=np.float64)[np.minimum(places, len(self.sizes) - 1)]
         return np.where(places < len(self.sizes), padded, tokens)
+
+    def charge_rows(self, rows: int, context: int, ratio: float) -> None:
+        """Sets the price of a row: `rows` rows of one token take `ratio` times what one row of as many tokens takes, all of
+        them at this context."""
+        together = ratio * self.one(rows, context, 1)
+        self.row = max(0.0, (together - self.one(rows, rows * context, rows)) / (rows - 1))
 
     def corrected(self, values: Sequence[float]) -> list[float]:
         """Values at the nodes with what was learnt, never decreasing."""
@@ -149,6 +157,7 @@ class LatencyModel:
         samples: Mapping[str, Sequence[tuple[int, int, float]]],
         overhead: float,
         sizes: Mapping[str, Sequence[int]] | None = None,
+        row_ratios: Mapping[str, tuple[int, int, float]] | None = None,
     ) -> LatencyModel:
         """From measurements (tokens, context, seconds) of one-row forwards per level; several per point are averaged.
 
@@ -157,6 +166,7 @@ class LatencyModel:
                 and taken as 0. A model-free level has points (rows, 0, seconds).
             overhead: seconds of a step outside all forwards.
             sizes: for levels that pad, the numbers of tokens that forwards are run as, rising.
+            row_ratios: (rows, context, ratio): what so many rows of one token take over one row of as many tokens.
 
         Raises:
             InvalidParameterError: a level without samples, or a value that is not positive.
@@ -166,6 +176,8 @@ class LatencyModel:
             if not points or any(n < 1 or c < 0 or not s > 0 for n, c, s in points):
                 raise InvalidParameterError(f"latency samples of {level!r} must be non-empty and positive: {points!r}")
             model._curves[level] = _fit(points, (sizes or {}).get(level, ()))
+            if row_ratios and level in row_ratios:
+                model._curves[level].charge_rows(*row_ratios[level])
         return model
 
     @property
@@ -237,6 +249,7 @@ class LatencyModel:
                 "base": curve.corrected(curve.base),
                 "slope": curve.corrected(curve.slope),
                 "sizes": list(curve.sizes),
+                "row": curve.row,
             }
             for level, curve in self._curves.items()
         }
@@ -257,6 +270,7 @@ class LatencyModel:
                 if not lists[0] or len({len(values) for values in lists}) > 1:
                     raise InvalidParameterError(f"not a latency file: the curve of {level!r} is not one")
                 model._curves[level] = _Curve.of(*lists, sizes=[int(size) for size in curve.get("sizes", ())])
+                model._curves[level].row = float(curve.get("row", 0.0))
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise InvalidParameterError(f"not a latency file: {error!r}") from error
         return model

@@ -10,7 +10,7 @@ from specrouter_llm import SpecRouter
 from specrouter_llm.engine.calibration import Calibration, measure, pool_runners
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.pool.pool import ModelPool
-from specrouter_llm.scheduling.latency import GRID
+from specrouter_llm.scheduling.latency import GRID, LatencyModel
 from specrouter_llm.testing import TableRunner
 
 
@@ -36,7 +36,7 @@ def pool():
 def saved(pool, tmp_path):
     """A calibration of the pool on disk."""
     runners = pool_runners(pool, num_slots=1, pack=True)
-    Calibration.of(pool, runners, seconds=0.2, progress=False).save(tmp_path / "saved.json")
+    Calibration.of(pool, runners, seconds=0.2, rows=1, progress=False).save(tmp_path / "saved.json")
     return tmp_path / "saved.json"
 
 
@@ -59,6 +59,24 @@ def test_slow_models_share_the_time():
     assert time.perf_counter() - started < 1.5
     assert {1, 8} >= {n for n, _, _ in samples["slow"]}
     assert len(samples["quick"]) == 2 * len(GRID)
+
+
+class RowByRow(TableRunner):
+    """Every row takes a while of its own, whatever it holds."""
+
+    def forward(self, spans):
+        time.sleep(0.004 * len(spans))
+        return super().forward(spans)
+
+
+def test_a_row_has_a_price_of_its_own(pool):
+    """A batch of rows costs more than one row of as many tokens by what the rows take."""
+    runners = {name: RowByRow(name, torch.zeros(8, 8)) for name in ("demo/draft", "demo/middle")}
+    latency = Calibration.of(pool, runners, seconds=0.5, rows=8, progress=False).latency
+    alone, together = latency.seconds("demo/draft", 8, 500), latency.seconds("demo/draft", 8, 500, rows=8)
+    assert together - alone == pytest.approx(7 * 0.004, rel=0.3)
+    again = LatencyModel.from_json(latency.to_json())
+    assert again.seconds("demo/draft", 8, 500, rows=8) == pytest.approx(together)
 
 
 def test_what_is_saved_is_what_the_policy_starts_from(saved, monkeypatch):

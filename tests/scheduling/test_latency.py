@@ -110,6 +110,7 @@ def test_one_number_is_as_good_as_an_array(learnt, sizes, tokens, context, rows)
         model.observe(Forward("m", 1, 3, 700, 0.05))
         model.observe(Forward("new", 1, 2, 100, 0.02))
     for level in ("m", "new") if learnt else ("m",):
+        model._curves[level].row = 0.003
         alone = model.seconds(level, tokens, context, rows)
         among = model._curves[level].at(np.array([1.0, tokens, 2.0 * tokens]), context, rows)
         assert alone == pytest.approx(among[1], rel=1e-12)
