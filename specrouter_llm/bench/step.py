@@ -3,7 +3,8 @@
 The floor of a decoding step is the time it takes to read the weights once: their bytes over the rate at which the model's
 device reads memory. That rate is measured in the same rounds, by summing a float32 tensor far larger than any cache (on a
 CPU with all of torch's threads). Where matrices are packed, their products alone, with nothing between them, say how much of
-the distance is the library's. Everything takes turns in rotating order, and figures are medians of ratios within a round.
+the distance is the library's. Everything takes turns in rotating order, twice in a turn, of which the second counts, and
+figures are medians of ratios within a round.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.lean import LeanRunner
+from specrouter_llm.runtime.openmp import release_team
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.sampling.params import SamplingParams
 
@@ -87,6 +89,8 @@ def measure(
         for turn in range(-_WARM_UP, rounds):
             first = turn % len(keys)
             for key in (*keys[first:], *keys[:first]):
+                release_team()
+                actions[key]()  # by the time it is over, the engine's thread has given its team back too
                 taken = actions[key]()
                 if turn >= 0:
                     seconds[key].append(taken)

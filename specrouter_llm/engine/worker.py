@@ -22,6 +22,7 @@ from specrouter_llm.engine.request import Request, Sample
 from specrouter_llm.errors import CallbackError, EngineClosedError, QueueFullError, RequestFailedError
 from specrouter_llm.executor import Executor, RowOutcome, StepResult
 from specrouter_llm.router import ChainRouter
+from specrouter_llm.runtime.openmp import release_team
 from specrouter_llm.sampling.row import RowSampler
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import Reasons, RowObservation, RowView, StepObservation
@@ -30,6 +31,9 @@ from specrouter_llm.state.row import Row
 from specrouter_llm.types import FinishReason, Guarantee, LevelStep, StepInfo
 
 logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.01
+"""Without work for so long, the worker gives its OpenMP team back."""
 
 T = TypeVar("T")
 
@@ -82,17 +86,19 @@ class Worker:
         self._row_ids = itertools.count()
         self._closing = False
         self._num_finished = self._num_steps = self._num_committed = 0
+        release_team()  # of whoever has loaded the models
         self._thread = threading.Thread(target=self._run, name="specrouter", daemon=True)
         self._thread.start()
 
     # ---------------------------------------------------------------- other threads
 
     def submit(self, samples: Sequence[Sample]) -> None:
-        """Queues all samples of one request.
+        """Queues all samples of one request. The caller gives its OpenMP team back: it has nothing to compute meanwhile.
 
         Raises:
             EngineClosedError, QueueFullError: nothing was queued.
         """
+        release_team()
         with self._changed:
             if self._closing:
                 raise EngineClosedError("the engine is closed; make a new one to go on")
@@ -118,6 +124,7 @@ class Worker:
             except BaseException as error:
                 future.set_exception(error)
 
+        release_team()
         with self._changed:
             if self._closing:
                 raise EngineClosedError("the engine is closed; make a new one to go on")
@@ -169,8 +176,11 @@ class Worker:
     def _next_turn(self) -> bool:
         """Waits for work, runs what was called for, and says whether to go on."""
         with self._changed:
+            patience: float | None = IDLE_SECONDS
             while not (self._waiting or self._running or self._calls or self._closing):
-                self._changed.wait()
+                if not self._changed.wait(patience):
+                    release_team()  # others may compute now
+                    patience = None
             calls, self._calls = self._calls, []
             closing = self._closing
         for call in calls:
