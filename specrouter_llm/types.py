@@ -5,10 +5,8 @@ The field names of the speculation statistics are vLLM's, so that existing dashb
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 TokenIds: TypeAlias = "list[int]"
@@ -24,8 +22,8 @@ class PackingBytes(NamedTuple):
 
     copies: int = 0
     """Packed weights whose plain ones stay."""
-    kernels: Mapping[tuple[int, int], int] = MappingProxyType({})
-    """What the library keeps for good for each shape of matrix, (in, out); models with equal ones share it."""
+    kernels: frozenset[tuple[int, int, int]] = frozenset()
+    """(in, out, bytes): what the library keeps for good for each shape of matrix; models with equal ones share it."""
 
 
 NO_PACKING = PackingBytes()

@@ -27,6 +27,7 @@ from specrouter_llm.bench.plots import new_figure, save_figure
 from specrouter_llm.config import EngineConfig
 from specrouter_llm.engine.calibration import pool_runners
 from specrouter_llm.engine.spec_router import SpecRouter
+from specrouter_llm.engine.worker import IDLE_SECONDS
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.runtime.batch import Span
@@ -90,7 +91,8 @@ def measure(
             first = turn % len(keys)
             for key in (*keys[first:], *keys[:first]):
                 release_team()
-                actions[key]()  # by the time it is over, the engine's thread has given its team back too
+                time.sleep(2 * IDLE_SECONDS)  # until the engine's thread has given its team back too
+                actions[key]()
                 taken = actions[key]()
                 if turn >= 0:
                     seconds[key].append(taken)

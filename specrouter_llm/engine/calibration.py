@@ -58,9 +58,11 @@ class Calibration:
     ) -> Calibration:
         """Measures all models of a pool, which must not be in use; see `measure`. The runners have `rows` slots."""
         samples = measure(runners, seconds=seconds, repeats=repeats, progress=progress)
-        sizes = {name: runner.token_sizes for name, runner in runners.items()}
-        ratios = {name: _row_ratio(runner, min(rows, ROWS), repeats) for name, runner in runners.items() if rows > 1}
-        latency = LatencyModel.fit(samples, overhead=0.0, sizes=sizes, row_ratios=ratios)
+        share = seconds / 4 / len(runners)
+        ratios = {
+            name: _row_ratio(runner, min(rows, ROWS), repeats, share) for name, runner in runners.items() if rows > 1
+        }
+        latency = LatencyModel.fit(samples, overhead=0.0, sizes=token_sizes(runners), row_ratios=ratios)
         return cls(describe(pool, runners), torch.get_num_threads(), latency)
 
     def save(self, path: Path) -> None:
@@ -157,6 +159,11 @@ def pool_runners(pool: ModelPool, *, num_slots: int, pack: bool, strict: bool = 
     return runners
 
 
+def token_sizes(runners: Mapping[str, Runner]) -> dict[str, Sequence[int]]:
+    """What every model pads its forwards to."""
+    return {name: runner.token_sizes for name, runner in runners.items()}
+
+
 def measure(
     runners: Mapping[str, Runner], *, seconds: float, repeats: int = REPEATS, progress: bool = True
 ) -> dict[str, Samples]:
@@ -194,12 +201,18 @@ def _order(tokens: int) -> int:
     return (1, 8, 64, 4, 16, 2, 32).index(tokens)
 
 
-def _row_ratio(runner: Runner, rows: int, repeats: int) -> tuple[int, int, float]:
-    """(rows, context, ratio): rows of one token over one row of as many tokens, in turns; the median of the ratios."""
+def _row_ratio(runner: Runner, rows: int, repeats: int, budget: float) -> tuple[int, int, float]:
+    """(rows, context, ratio): rows of one token over one row of as many tokens, in turns; the median of the ratios.
+
+    At least one, and no other after `budget` seconds.
+    """
+    deadline = time.perf_counter() + budget
     context = min(_CONTEXTS[0], max(0, runner.context_length - rows))
     together = [Span(slot, context, [slot % runner.vocab_size], 1) for slot in range(rows)]
     _timed(runner, together)  # the first call allocates
-    ratios = [_timed(runner, together) / _forward(runner, rows, context) for _ in range(repeats)]
+    ratios: list[float] = []
+    while not ratios or (len(ratios) < repeats and time.perf_counter() < deadline):
+        ratios.append(_timed(runner, together) / _forward(runner, rows, context))
     return rows, context + 1, statistics.median(ratios)
 
 

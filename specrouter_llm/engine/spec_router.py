@@ -16,7 +16,7 @@ from torch import Tensor
 from specrouter_llm.config import EngineConfig, ModelSource
 from specrouter_llm.drafting.ngram import NgramProposer
 from specrouter_llm.drafting.proposer import Proposer
-from specrouter_llm.engine.calibration import Calibration, in_order, pool_runners
+from specrouter_llm.engine.calibration import Calibration, in_order, pool_runners, token_sizes
 from specrouter_llm.engine.handle import Handle
 from specrouter_llm.engine.intake import Intake, RequestOptions, with_changes
 from specrouter_llm.engine.request import Request, Sample
@@ -391,6 +391,7 @@ def _adaptive(
     """The adaptive policy over what was measured before, or is now."""
     if known is not None:
         known.check(pool, runners)
+        known.latency.pad_to(token_sizes(runners))
     else:
         known = Calibration.of(pool, runners, seconds=CALIBRATION_SECONDS, rows=rows, progress=progress)
     return AdaptivePolicy(list(runners), [p.name for p in _proposers(proposers)], known.latency)

@@ -6,8 +6,8 @@
 Caches are stored in multiples of `STORAGE_STEP` tokens. A member's cache is never longer than its own context. A packed
 copy is what a runner packs and its model keeps as well: a matrix tied to the embedding, all of them in a model that the
 caller loaded. Kernels are what oneDNN keeps for every shape of packed matrix and number of rows: little beside a large
-model, not beside a small one. Runner buffers (CUDA graphs, activations) are not in the sum: they are what the 10 % of the
-default budget are for.
+model, not beside a small one. Runner buffers (CUDA graphs, activations, attention scores of a long prompt's chunk) are not in
+the sum: they are what the 10 % of the default budget are for.
 """
 
 from __future__ import annotations
@@ -81,10 +81,8 @@ class MemoryReport:
     @property
     def kernel_bytes(self) -> int:
         """Bytes that packing keeps for the shapes of all members' matrices, each shape once."""
-        kernels: dict[tuple[int, int], int] = {}
-        for member in self.members:
-            kernels.update(member.packing.kernels)
-        return sum(kernels.values())
+        kernels = frozenset[tuple[int, int, int]]().union(*(member.packing.kernels for member in self.members))
+        return sum(size for _, _, size in kernels)
 
     @property
     def fixed_bytes(self) -> int:
@@ -216,7 +214,10 @@ def _too_large(group: Sequence[MemberNeeds], report: MemoryReport, what: str) ->
     if shorter:
         hints.append(f"lower max_context to {shorter}")
     if weights >= report.budget:
-        hints.append("use smaller or fewer models: the weights alone exceed the budget")
+        what_else = " with what packing adds to them" if weights > sum(m.weight_bytes for m in report.members) else ""
+        hints.append(f"use smaller or fewer models: the weights alone{what_else} exceed the budget")
+    if report.kernel_bytes:
+        hints.append("set pack=False, which is slower")
     return (
         f"the pool does not fit its memory budget with {what} and max_batch={report.slots}:\n{report}\n"
         f"To change that: {'; or '.join(hints)}"

@@ -95,13 +95,13 @@ class LeanRunner:
         self._norm = _norm(model.model.norm)
         self._layers = [_layer(layer, keep) for layer in model.model.layers]
         self._head = _pack([model.get_output_embeddings()], keep)
-        self._shapes = [*_linears(self._layers[0]), self._head]
+        self._kinds = [*_linears(self._layers[0]), self._head]
         """One matrix of each shape; those of one shape are run alike."""
         self._cos, self._sin = self._rotary_table(STORAGE_STEP)
         self._cache = SlotCache(len(self._layers), len(inputs), STORAGE_STEP)
         check_parity(name, self.forward, inputs, expected, model.dtype)
         choose_padding(self.matrices, lambda: self.forward([Span(0, 0, [0], 1)]))
-        self.token_sizes = row_sizes(self._shapes)
+        self.token_sizes = row_sizes(self._kinds)
         self.guarantee: Guarantee = "bitwise" if self._is_bitwise() else "near-tie"
         self._cache = SlotCache(len(self._layers), num_slots, context_length)
 
@@ -116,7 +116,7 @@ class LeanRunner:
         ids, positions, wanted = packed_inputs(spans)
         count = len(ids)
         # Padded once, not by every matrix. What stands in the rows behind reaches neither the cache nor other rows.
-        padding = (0, max(linear.rows_for(count) for linear in self._shapes) - count)
+        padding = (0, max(linear.rows_for(count) for linear in self._kinds) - count)
         ids, positions = F.pad(ids, padding), F.pad(positions, padding)
         hidden = self._embedding(ids)
         cos, sin = self._cos[positions], self._sin[positions]
@@ -172,7 +172,7 @@ class LeanRunner:
 
     def close(self) -> None:
         """Drops the cache and the packed weights."""
-        del self._cache, self._layers, self._head, self._shapes, self._embedding, self._norm, self._rotary
+        del self._cache, self._layers, self._head, self._kinds, self._embedding, self._norm, self._rotary
 
 
 def _linears(layer: _Layer) -> list[PackedLinear]:

@@ -18,25 +18,29 @@ import torch
 
 _SOFT = 1
 """omp_pause_soft: all settings are kept."""
+_PROCESS = os.getpid()
 
 
 def release_team() -> None:
     """Ends the helpers of the calling thread; its next parallel loop makes new ones, in about 0.1 ms.
 
-    Does nothing where torch's OpenMP is not found or is older than OpenMP 5.
+    Does nothing where torch's OpenMP is not GNU's, or is older than OpenMP 5, nor in a forked process, where the helpers
+    that the library knows of do not exist.
     """
     pause = _pause()
-    if pause is not None:
+    if pause is not None and os.getpid() == _PROCESS:
         pause(_SOFT)
 
 
 @cache
 def _pause() -> Callable[[int], int] | None:
-    """`omp_pause_resource_all` of the OpenMP library that torch has loaded; no other is loaded for it."""
+    """`omp_pause_resource_all` of the library that torch has loaded; no other is loaded for it.
+
+    LLVM's and Intel's have it too, but it means something else there, and they have no such problem that we know of.
+    """
     if not hasattr(os, "RTLD_NOLOAD"):  # Windows
         return None
-    libraries = Path(torch.__file__).with_name("lib")
-    for path in sorted((*libraries.glob("libgomp*"), *libraries.glob("libomp*"), *libraries.glob("libiomp*"))):
+    for path in sorted(Path(torch.__file__).with_name("lib").glob("libgomp*")):
         try:
             function = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_NOW).omp_pause_resource_all
         except (OSError, AttributeError):

@@ -45,20 +45,20 @@ def is_canonical(forward: Callable[[Sequence[Span]], Tensor], vocab_size: int, l
 
 
 def _attention_is_stable(start: int, heads: int, key_heads: int, head_dim: int) -> bool:
-    """Queries all at once, a few at a time, and beside another row."""
+    """Queries all at once, a few at a time, beside another row, and as the beginning of a chunk of a prompt."""
     generator = torch.Generator().manual_seed(start)
-    capacity = rounded_up(start + _LENGTH, STORAGE_STEP)
+    capacity = rounded_up(start + EXTENT_STEP, STORAGE_STEP)
     keys, values = (torch.randn(2, capacity, key_heads, head_dim, generator=generator) for _ in range(2))
-    queries = torch.randn(heads, _LENGTH, head_dim, generator=generator)
+    queries = torch.randn(heads, EXTENT_STEP, head_dim, generator=generator)
 
     def run(first: int, count: int, mates: int = 0) -> Tensor:
         spans = [Span(0, start + first, [0] * count, 0), Span(1, 7, [0] * mates, 0)][: 1 + bool(mates)]
         packed = torch.cat([queries[:, first : first + count], queries[:, :mates]], dim=1)
-        return RaggedContext(spans, capacity).attend(packed, keys, values, head_dim**-0.5)[:count]
+        return RaggedContext(spans, capacity).attend(packed, keys, values, head_dim**-0.5)[: min(count, _LENGTH)]
 
     whole = run(0, _LENGTH)
     pieces = [torch.cat([run(i, min(n, _LENGTH - i)) for i in range(0, _LENGTH, n)]) for n in _COUNTS]
-    return all(torch.equal(whole, other) for other in (*pieces, run(0, _LENGTH, mates=4)))
+    return all(torch.equal(whole, other) for other in (*pieces, run(0, _LENGTH, mates=4), run(0, EXTENT_STEP)))
 
 
 def _forward_is_stable(

@@ -34,7 +34,7 @@ class Runner(Protocol):
     """What the weights are stored in: "float32", "bfloat16", ..."""
     guarantee: Guarantee
     token_sizes: Sequence[int]
-    """The numbers of tokens that forwards are padded to, rising; empty, or beyond the last, they are run as they are."""
+    """The numbers of tokens that forwards are padded to, rising, as far as decoding goes; empty if they are not padded."""
 
     def forward(self, spans: Sequence[Span]) -> Tensor:
         """Runs all spans in one pass; returns logits [sum of num_logits, V] in span order, float32 or float64.

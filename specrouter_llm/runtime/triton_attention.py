@@ -273,7 +273,8 @@ def agrees(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int,
     except Exception:
         logger.info("triton attention cannot be run", exc_info=True)
         return False
-    expected = RaggedContext(spans, capacity).attend(query, key, value, head_dim**-0.5)
+    states = (query.float(), key.float(), value.float())
+    expected = RaggedContext(spans, capacity).attend(*states, head_dim**-0.5).to(dtype)
     # Both round at the end: in 16 bit a value of 2 and more may differ by a unit in its last place, which is over 0.015.
     absolute, relative = (0.02, 0.02) if dtype.itemsize < 4 else (1e-4, 0.0)
     return bool(torch.allclose(ours, expected, atol=absolute, rtol=relative))

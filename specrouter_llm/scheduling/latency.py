@@ -75,14 +75,10 @@ class _Curve:
 
     def one(self, tokens: float, context: float, rows: int) -> float:
         """`at` for a single number of tokens."""
-        seconds = _interpolated(self._padded(tokens), *self._line(self.base)) + (rows - 1) * self.row
+        seconds = _interpolated(_padded(tokens, self.sizes), *self._line(self.base)) + (rows - 1) * self.row
         if context and any(self.slope):
             seconds += context * _interpolated(tokens / rows, *self._line(self.slope))
         return seconds
-
-    def _padded(self, tokens: float) -> float:
-        place = bisect_left(self.sizes, tokens)
-        return self.sizes[place] if place < len(self.sizes) else tokens
 
     def _all_padded(self, tokens: Array) -> Array:
         if not self.sizes:
@@ -114,11 +110,16 @@ class _Curve:
         self.spread += 0.1 * (min(abs(error), 3.0) - self.spread)
         self.spread = max(self.spread, 0.01)
         moved = False
-        for i, near in enumerate(_nearness(self._padded(tokens), self.tokens)):
+        for i, near in enumerate(_nearness(_padded(tokens, self.sizes), self.tokens)):
             self.count[i] += near
             self.shift[i] += near * max(RATE, 1.0 / (4.0 + self.count[i])) * step
             moved |= abs(self.shift[i] - self.settled[i]) > MOVED
         return moved
+
+
+def _padded(tokens: float, sizes: Sequence[int]) -> float:
+    place = bisect_left(sizes, tokens)
+    return sizes[place] if place < len(sizes) else tokens
 
 
 @lru_cache(maxsize=4096)
@@ -179,6 +180,12 @@ class LatencyModel:
             if row_ratios and level in row_ratios:
                 model._curves[level].charge_rows(*row_ratios[level])
         return model
+
+    def pad_to(self, sizes: Mapping[str, Sequence[int]]) -> None:
+        """What levels pad to now: a runner may have chosen otherwise when the costs were measured."""
+        for level, curve in self._curves.items():
+            curve.sizes = tuple(sizes.get(level, ()))
+        self._cache.clear()
 
     @property
     def overhead(self) -> float:
@@ -276,8 +283,9 @@ class LatencyModel:
         return model
 
 
-def _fit(points: Sequence[tuple[int, int, float]], sizes: Sequence[int]) -> _Curve:
-    """base and slope at each number of tokens by least squares over its contexts."""
+def _fit(points: Sequence[tuple[float, int, float]], sizes: Sequence[int]) -> _Curve:
+    """base and slope at each number of tokens by least squares over its contexts; a padded number is its size."""
+    points = [(_padded(n, sizes), c, s) for n, c, s in points]
     tokens = sorted({n for n, _, _ in points})
     base, slope = [], []
     for n in tokens:

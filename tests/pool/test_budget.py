@@ -165,11 +165,13 @@ def test_packed_copies_are_counted(tmp_path, kind, tied, borrowed):
 
 def test_kernels_are_shared_by_equal_shapes():
     """oneDNN keeps them per shape, not per model."""
-    packing = [PackingBytes(0, {(8, 8): 100, (8, 16): 100}), PackingBytes(0, {(8, 16): 100})]
+    packing = [PackingBytes(0, frozenset({(8, 8, 100), (8, 16, 100)})), PackingBytes(0, frozenset({(8, 16, 100)}))]
     needs = [MemberNeeds(str(i), "cpu", 1000, 1, 512, packing[i]) for i in range(2)]
     report = plan_memory(needs, slots=1, max_context=512, budgets={"": 10_000})
     assert report.kernel_bytes == 200
     assert report.total == 2 * 1000 + 200 + 2 * 512
+    with pytest.raises(MemoryBudgetError, match="packing adds to them exceed the budget; set pack=False"):
+        plan_memory(needs, slots=1, max_context=512, budgets={"": 2100})
 
 
 def _packed_layers(runner, model):

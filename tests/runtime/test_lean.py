@@ -23,7 +23,15 @@ from specrouter_llm.errors import UnsupportedModelError
 from specrouter_llm.runtime import lean as lean_module
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.lean import LeanRunner, can_run_lean
-from specrouter_llm.runtime.packing import BLOCK_ROWS, ROWS, PackedLinear, choose_padding, has_packing, packable
+from specrouter_llm.runtime.packing import (
+    BLOCK_ROWS,
+    ROWS,
+    PackedLinear,
+    choose_padding,
+    has_packing,
+    packable,
+    row_sizes,
+)
 from specrouter_llm.runtime.runner import EagerRunner
 from specrouter_llm.runtime.select import make_runner
 
@@ -180,6 +188,21 @@ def test_few_numbers_of_rows_are_ever_run(monkeypatch):
             if packed.stable:
                 assert torch.equal(packed(inputs[:count]), whole[:count])
     assert seen <= set(ROWS)
+
+
+@pytest.mark.parametrize("padding", [1, 4])
+def test_sizes_are_the_numbers_of_rows_that_are_run(padding, monkeypatch):
+    """What the scheduler is told is what happens, for every number up to a block."""
+    torch.manual_seed(0)
+    layers = [PackedLinear([nn.Linear(32, 24)]), PackedLinear([nn.Linear(24, 32)])]
+    for layer in layers:
+        layer.pad_to(padding)
+    sizes = row_sizes(layers)
+    assert sizes[-1] == BLOCK_ROWS
+    assert sizes[0] >= padding
+    for count in range(1, BLOCK_ROWS + 1):
+        assert max(layer.rows_for(count) for layer in layers) == next(size for size in sizes if size >= count)
+    assert layers[0].rows_for(BLOCK_ROWS + 1) == BLOCK_ROWS + 1
 
 
 def test_who_is_packed():

@@ -1,6 +1,7 @@
 """OpenMP teams: one thread's helpers do not outlive its work, so that another's may wait actively."""
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +26,9 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(openmp._pause() is None, reason="torch's OpenMP cannot give threads back here")
+@pytest.mark.skipif(
+    openmp._pause() is None or not Path("/proc/self/status").exists(), reason="GNU's OpenMP on Linux only"
+)
 def test_helpers_end_and_come_back(two_threads):
     """The team is gone afterwards, and the next loop has one again; twice does no harm."""
     loop_in_parallel()
@@ -47,4 +50,10 @@ def test_helpers_end_and_come_back(two_threads):
 
 def test_nothing_happens_where_the_library_is_unknown(monkeypatch):
     monkeypatch.setattr(openmp, "_pause", lambda: None)
+    openmp.release_team()
+
+
+def test_a_forked_process_is_left_alone(monkeypatch):
+    monkeypatch.setattr(openmp, "_pause", lambda: pytest.fail)
+    monkeypatch.setattr(openmp, "_PROCESS", -1)
     openmp.release_team()

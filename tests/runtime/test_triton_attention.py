@@ -54,7 +54,7 @@ def ragged(data, longest=700):
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_it_is_attention(data):
-    """Any rows, head counts and sizes, sliding windows and soft caps: what scaled_dot_product_attention gives."""
+    """Any rows, head counts and sizes, sliding windows and soft caps: what RaggedContext gives."""
     heads, key_heads = data.draw(st.sampled_from([(4, 2), (3, 3), (7, 1), (8, 1), (6, 2)]))
     dtype, tolerance = data.draw(st.sampled_from([(torch.float64, 1e-9), (torch.float32, 1e-5), (torch.float16, 5e-3)]))
     window = data.draw(st.sampled_from([None, 5, 300]))

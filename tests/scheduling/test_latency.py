@@ -94,6 +94,12 @@ def test_padded_numbers_cost_what_they_are_run_as():
         assert model.seconds("m", n, 300) == pytest.approx(2 * true_seconds(8, 300), rel=0.03)
 
 
+def test_what_was_measured_padded_belongs_to_the_size():
+    """One token was run as four: with nothing else measured, four cost the same."""
+    model = LatencyModel.fit({"m": [(1, 0, 0.02)]}, 0.0, {"m": (4, 8)})
+    assert model.seconds("m", 1) == model.seconds("m", 4) == 0.02
+
+
 def test_rejects_empty_and_negative_samples():
     for points in ([], [(0, 1, 0.1)], [(1, 1, -0.1)]):
         with pytest.raises(InvalidParameterError):
