@@ -46,5 +46,5 @@ def _pause() -> Callable[[int], int] | None:
         except (OSError, AttributeError):
             continue
         function.argtypes, function.restype = [ctypes.c_int], ctypes.c_int
-        return function  # type: ignore[no-any-return]
+        return function
     return None

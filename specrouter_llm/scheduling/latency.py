@@ -276,7 +276,8 @@ class LatencyModel:
                 lists = [[float(value) for value in curve[name]] for name in ("tokens", "base", "slope")]
                 if not lists[0] or len({len(values) for values in lists}) > 1:
                     raise InvalidParameterError(f"not a latency file: the curve of {level!r} is not one")
-                model._curves[level] = _Curve.of(*lists, sizes=[int(size) for size in curve.get("sizes", ())])
+                tokens, base, slope = lists
+                model._curves[level] = _Curve.of(tokens, base, slope, [int(size) for size in curve.get("sizes", ())])
                 model._curves[level].row = float(curve.get("row", 0.0))
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise InvalidParameterError(f"not a latency file: {error!r}") from error

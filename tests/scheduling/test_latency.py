@@ -18,7 +18,10 @@ def true_seconds(tokens, context):
 
 
 def fitted(sizes=()):
-    points = [(n, c, true_seconds(n, c)) for n in GRID for c in (128, 1024)]
+    def run_as(tokens):
+        return next((size for size in sizes if size >= tokens), tokens)
+
+    points = [(n, c, true_seconds(run_as(n), c)) for n in GRID for c in (128, 1024)]
     return LatencyModel.fit({"m": points}, overhead=0.001, sizes={"m": sizes})
 
 
