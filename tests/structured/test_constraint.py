@@ -98,7 +98,8 @@ def test_every_output_is_closed_within_its_budget(tools, name, slack):
 @pytest.mark.parametrize(
     ("schema", "text"),
     [
-        (NESTED, '{"name":"","parts":[{"id":1},{"id":1}],"kind":"first","next":null}'),
+        # Which value of an enumeration is the shortest is up to the vocabulary.
+        (NESTED, '{"name":"","parts":[{"id":1},{"id":1}],"kind":"KIND","next":null}'),
         (SPECS["items"]["json_schema"], json.dumps([""] * 20, separators=(",", ":"))),
         ({"type": "string", "format": "date"}, '"1111-11-11"'),
         ({"type": "object", "properties": {"a": {"$ref": "#"}}}, "{}"),
@@ -108,7 +109,7 @@ def test_every_output_is_closed_within_its_budget(tools, name, slack):
 def test_closings_are_short(tools, schema, text):
     """Values of required keys are the shortest, what is optional is left out."""
     closing = tools.constraint(json_schema=schema)._grammar.shortest
-    assert tools.tokenizer.decode(closing) == text
+    assert re.sub('"kind":"(first|second)"', '"kind":"KIND"', tools.tokenizer.decode(closing)) == text
 
 
 @given(st.sampled_from(sorted(SPECS)), st.integers(0, 10**6))
