@@ -55,9 +55,8 @@ def read_result(path: Path) -> dict[str, Any]:
 def row_key(experiment: str, row: Mapping[str, Any]) -> str:
     """What a row is about, for people and for finding its like."""
     names = KEYS.get(experiment) or [name for name, value in row.items() if isinstance(value, str)]
-    return ", ".join(
-        " ".join(map(str, value)) if isinstance(value := row[name], list) else str(value) for name in names
-    )
+    values = [row[name] for name in names if name in row]  # an experiment of two parts has two kinds of rows
+    return ", ".join(" ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values)
 
 
 def module_of(experiment: str) -> ModuleType | None:

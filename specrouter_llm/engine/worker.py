@@ -93,12 +93,11 @@ class Worker:
     # ---------------------------------------------------------------- other threads
 
     def submit(self, samples: Sequence[Sample]) -> None:
-        """Queues all samples of one request. The caller gives its OpenMP team back: it has nothing to compute meanwhile.
+        """Queues all samples of one request.
 
         Raises:
             EngineClosedError, QueueFullError: nothing was queued.
         """
-        release_team()
         with self._changed:
             if self._closing:
                 raise EngineClosedError("the engine is closed; make a new one to go on")
