@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from specrouter_llm.runtime.openmp import release_team
 from specrouter_llm.types import Completion, Delta, FinishReason
 
 T = TypeVar("T")
@@ -36,7 +37,8 @@ class Mailbox(Generic[T]):
                 loop.call_soon_threadsafe(_wake, future)
 
     def get(self, awaited: type | None = None) -> T:
-        """The next item, once there is one of the kind `awaited`; blocks."""
+        """The next item, once there is one of the kind `awaited`; blocks, and has no use for an OpenMP team meanwhile."""
+        release_team()
         with self._condition:
             self._awaited = awaited
             while not self._ready():

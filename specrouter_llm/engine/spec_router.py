@@ -26,7 +26,6 @@ from specrouter_llm.executor import Executor
 from specrouter_llm.pool.budget import MemoryReport
 from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.router import ChainRouter
-from specrouter_llm.runtime.openmp import release_team
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.runtime.select import packing_bytes
 from specrouter_llm.sampling.params import SamplingParams
@@ -195,7 +194,6 @@ class SpecRouter:
             InvalidParameterError: before anything runs.
         """
         requests = self._intake.requests(prompts, params, options)
-        release_team()  # this thread has nothing to compute while it waits
         handles: list[Handle] = []
         for request in requests:
             while (handle := self._offer(request, may_wait=bool(handles))) is None:
@@ -208,7 +206,6 @@ class SpecRouter:
     ) -> list[Completion]:
         """`generate` without blocking the event loop; cancelling the task cancels its requests."""
         requests = await asyncio.to_thread(self._intake.requests, prompts, params, options)  # long prompts, grammars
-        release_team()
         handles: list[Handle] = []
         try:
             for request in requests:
@@ -275,9 +272,7 @@ class SpecRouter:
             template_kwargs=template_kwargs,
             keep_special_tokens=keep_special_tokens,
         )
-        request = self._intake.request(prompt, with_changes(params, sampling), options)
-        release_team()
-        return self._submit(request)
+        return self._submit(self._intake.request(prompt, with_changes(params, sampling), options))
 
     # ---------------------------------------------------------------- inspection
 
