@@ -14,8 +14,6 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-import torch
-
 _SOFT = 1
 """omp_pause_soft: all settings are kept."""
 _PROCESS = os.getpid()
@@ -38,6 +36,8 @@ def _pause() -> Callable[[int], int] | None:
 
     LLVM's and Intel's have it too, but it means something else there, and they have no such problem that we know of.
     """
+    import torch  # not above: what only waits for answers is light
+
     if not hasattr(os, "RTLD_NOLOAD"):  # Windows
         return None
     for path in sorted(Path(torch.__file__).with_name("lib").glob("libgomp*")):
