@@ -93,7 +93,7 @@ def llama_cpp_peers(models: Models) -> Iterator[list[LlamaCppPeer]]:
         UnsupportedModelError: the target is not a plain Llama model.
     """
     try:
-        import gguf  # noqa: F401
+        import gguf  # noqa: F401  # is it installed?
         from llama_cpp import Llama
         from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
     except ImportError as error:

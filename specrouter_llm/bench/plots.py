@@ -25,7 +25,7 @@ def check_plot(path: Path | None) -> None:
     if path.suffix.lower() not in ENDINGS:
         raise InvalidParameterError(f"a plot is written as one of {', '.join(ENDINGS)}, got {path.name!r}")
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401  # is it installed?
     except ImportError:
         raise MissingDependencyError(
             "plots need matplotlib: pip install 'specrouter-llm[plots]', or leave --plot out"

@@ -30,6 +30,8 @@ REPEATS = 3
 """Forwards per point; their median counts."""
 ROWS = 4
 """Rows of a batch that is compared with one row."""
+_ROWS_SHARE = 0.25
+"""What that comparison may take, as a part of the time for everything else and on top of it."""
 
 Samples = Sequence[tuple[int, int, float]]
 
@@ -58,7 +60,7 @@ class Calibration:
     ) -> Calibration:
         """Measures all models of a pool, which must not be in use; see `measure`. The runners have `rows` slots."""
         samples = measure(runners, seconds=seconds, repeats=repeats, progress=progress)
-        share = seconds / 4 / len(runners)
+        share = _ROWS_SHARE * seconds / len(runners)
         ratios = {
             name: _row_ratio(runner, min(rows, ROWS), repeats, share) for name, runner in runners.items() if rows > 1
         }

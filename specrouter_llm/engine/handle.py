@@ -37,8 +37,9 @@ class Mailbox(Generic[T]):
                 loop.call_soon_threadsafe(_wake, future)
 
     def get(self, awaited: type | None = None) -> T:
-        """The next item, once there is one of the kind `awaited`; blocks, and has no use for an OpenMP team meanwhile."""
-        release_team()
+        """The next item, once there is one of the kind `awaited`; blocks."""
+        if not self._items:
+            release_team()  # a thread that waits has no use for one
         with self._condition:
             self._awaited = awaited
             while not self._ready():

@@ -212,7 +212,7 @@ def _layer(module: Any, keep: bool) -> _Layer:
 def _window(attention: Any) -> int | None:
     """The layer's own window; Mistral's layers all take the config's."""
     if hasattr(attention, "sliding_window"):
-        return attention.sliding_window  # type: ignore[no-any-return]
+        return attention.sliding_window  # type: ignore[no-any-return]  # modules are untyped
     return getattr(attention.config, "sliding_window", None)
 
 

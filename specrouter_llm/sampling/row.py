@@ -76,7 +76,7 @@ class RowSampler:
     def noise_at(self, position: int, token_ids: Sequence[int]) -> list[float]:
         """Noise of a few token ids at one absolute position."""
         ids = torch.tensor(token_ids, dtype=torch.int32)
-        return gumbel([row_keys(self.seed, self.sample, position)], ids)[0].tolist()  # type: ignore[no-any-return]
+        return gumbel([row_keys(self.seed, self.sample, position)], ids)[0].tolist()  # type: ignore[no-any-return]  # torch
 
     def adjust(self, scores: Tensor, hypothesis: Sequence[int]) -> Tensor:
         """Scores [n, V] after penalties, bias, bad words, min_tokens and the grammar; `scores` is not modified.
