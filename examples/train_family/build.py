@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from pathlib import Path
 
 import torch
@@ -57,7 +58,9 @@ class Build:
         if not folder.exists():
             # A throw-away tokenizer renders the chats; only its template matters.
             plain = train_tokenizer([], 256 + 64)
-            documents = itertools.islice(Source(self.config, self.config.seed - 1).documents(), _TOKENIZER_DOCUMENTS)
+            documents = itertools.islice(
+                Source(self.config, random.Random(self.config.seed - 1)).documents(), _TOKENIZER_DOCUMENTS
+            )
             trained = train_tokenizer((render(document, plain) for document in documents), self.config.vocab_size)
             trained.save_pretrained(folder)
         return load_tokenizer(folder)
@@ -65,7 +68,7 @@ class Build:
     def _corpus(self, tokenizer: PreTrainedTokenizerFast) -> Corpus:
         path = self.work / "corpus.npz"
         if not path.exists():
-            build_corpus(self.config, tokenizer, self.config.corpus_tokens, self.config.seed).save(path)
+            build_corpus(self.config, tokenizer).save(path)
         return Corpus.load(path)
 
     def _learner(self, shape: Shape, settings: Training, tokenizer: PreTrainedTokenizerFast) -> Learner:

@@ -38,6 +38,8 @@ class Training(BaseModel):
     warmup_steps: int = 40
     decay_share: float = 0.45
     """Share of the run over which the rates fall linearly to zero."""
+    seconds: float | None = None
+    """Ends the run by then even if fewer tokens were seen (on a borrowed device, say); the rates have fallen by then."""
 
 
 class FamilyConfig(BaseModel):

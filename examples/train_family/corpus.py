@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +27,9 @@ from examples.train_family.words import Words
 
 MAX_TOKENS = 1024
 """Longer documents are left out."""
-_CHUNK = 2000
+PART = 2_000_000
+"""Tokens of a corpus that are made in one go."""
+_CHUNK = 500
 _LENGTHS = (32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 1024)
 """Lengths to which the rows of a batch are padded: few shapes, little padding."""
 _ANSWER = re.compile(r"<\|assistant\|>\n(.*?<\|end\|>)", re.DOTALL)
@@ -56,8 +62,8 @@ class Corpus:
 class Source:
     """Draws documents of the configured mixture."""
 
-    def __init__(self, config: FamilyConfig, seed: int, *, held_out: bool = False) -> None:
-        self._words = Words(random.Random(seed), held_out=held_out)
+    def __init__(self, config: FamilyConfig, rng: random.Random) -> None:
+        self._words = Words(rng)
         self._gsm8k = gsm8k(config.gsm8k) if config.gsm8k is not None and config.gsm8k.exists() else []
         shares = {name: share for name, share in config.mixture.items() if name != "gsm8k" or self._gsm8k}
         self._names, self._shares = list(shares), list(shares.values())
@@ -98,25 +104,56 @@ def render(document: Dialogue | str, tokenizer: PreTrainedTokenizerFast) -> str:
     return text.rstrip("\n")
 
 
-def build_corpus(
-    config: FamilyConfig, tokenizer: PreTrainedTokenizerFast, tokens: int, seed: int, *, held_out: bool = False
-) -> Corpus:
-    """A corpus of about `tokens` tokens."""
-    documents = Source(config, seed, held_out=held_out).documents()
+def build_corpus(config: FamilyConfig, tokenizer: PreTrainedTokenizerFast) -> Corpus:
+    """The configured corpus, made in parts of PART tokens, each from a seed of its own, by all the machine's cores."""
+    sizes = [min(PART, config.corpus_tokens - done) for done in range(0, config.corpus_tokens, PART)]
+    parts = []
+    with tqdm(total=config.corpus_tokens, unit="token", unit_scale=True, desc="corpus") as bar:
+        for part in _parts(config, tokenizer, sizes):
+            parts.append(part)
+            bar.update(len(part.tokens))
+    return joined(parts)
+
+
+def _parts(config: FamilyConfig, tokenizer: PreTrainedTokenizerFast, sizes: Sequence[int]) -> Iterator[Corpus]:
+    made = partial(_part, config, tokenizer)
+    workers = min(len(sizes), os.cpu_count() or 1)
+    if workers == 1:
+        yield from map(made, range(len(sizes)), sizes)
+        return
+    # Processes that start afresh: what was forked from threads of torch or of the tokenizer might wait for ever.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(made, range(len(sizes)), sizes)
+
+
+def _part(config: FamilyConfig, tokenizer: PreTrainedTokenizerFast, number: int, size: int) -> Corpus:
+    """Part `number`, of about `size` tokens."""
+    documents = Source(config, random.Random(f"{config.seed} {number}")).documents()
     ids: list[NDArray[np.uint16]] = []
     marks: list[NDArray[np.bool_]] = []
-    with tqdm(total=tokens, unit="token", unit_scale=True, desc="corpus") as bar:
-        while bar.n < tokens:
-            texts = [render(next(documents), tokenizer) for _ in range(_CHUNK)]
-            for text, encoded in zip(
-                texts, tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False), strict=True
-            ):
-                if len(encoded.ids) <= MAX_TOKENS:
-                    ids.append(np.array(encoded.ids, dtype=np.uint16))
-                    marks.append(_learnt(text, encoded.offsets))
-                    bar.update(len(encoded.ids))
+    made = 0
+    while made < size:
+        texts = [render(next(documents), tokenizer) for _ in range(_CHUNK)]
+        for text, encoded in zip(
+            texts, tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False), strict=True
+        ):
+            if len(encoded.ids) <= MAX_TOKENS and made < size:
+                ids.append(np.array(encoded.ids, dtype=np.uint16))
+                marks.append(_learnt(text, encoded.offsets))
+                made += len(encoded.ids)
     starts = np.concatenate([[0], np.cumsum([len(document) for document in ids])])
     return Corpus(np.concatenate(ids), np.concatenate(marks), starts)
+
+
+def joined(parts: Sequence[Corpus]) -> Corpus:
+    """The documents of all parts, in order."""
+    ends = np.cumsum([0, *(len(part.tokens) for part in parts)])
+    starts = [part.starts[:-1] + begin for part, begin in zip(parts, ends[:-1], strict=True)]
+    return Corpus(
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.learnt for part in parts]),
+        np.concatenate([*starts, ends[-1:]]),
+    )
 
 
 def _learnt(text: str, offsets: list[tuple[int, int]]) -> NDArray[np.bool_]:

@@ -55,11 +55,11 @@ class Learner:
             torch.optim.AdamW(others, lr=settings.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
         )
 
-    def logits(self, tokens: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        """Logits [n, vocab] float32 at the `chosen` positions (bool [rows, length]) of `tokens` [rows, length]."""
+    def logits(self, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Logits [n, vocab] float32 at the `places` [n], which count through `tokens` [rows, length] row by row."""
         with torch.autocast(self._device, dtype=torch.bfloat16):
             hidden = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state
-            picked: torch.Tensor = functional.linear(hidden[chosen], self.model.lm_head.weight)
+            picked: torch.Tensor = functional.linear(hidden.flatten(0, 1)[places], self.model.lm_head.weight)
         return picked.float()
 
     def step(self, number: int, progress: float) -> None:

@@ -63,7 +63,7 @@ mu na ne ni no nu pa pe pi po ra re ri ro ru sa se si so su ta te ti to tu va ve
 fex glim harn jux kest lorn mip nax plov quen rist stur thal vorn wex yol zent""".split()
 _SCRIPTS = ((0x4E00, 0x6E00), (0xAC00, 0xB700), (0x0430, 0x044F), (0x03B1, 0x03C9), (0x3042, 0x3093), (0x00E0, 0x00FF))
 _HELD_OUT_EVERY = 7
-_SPLICED = 0.35
+_SPLICED = 0.5
 """Share of the drawn words that are two halves of listed ones: what is met too rarely to be known must be copied."""
 
 

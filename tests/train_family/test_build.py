@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
+import time
 
 import numpy as np
 import pytest
@@ -41,14 +43,12 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def corpus(tokenizer):
-    return build_corpus(CONFIG, tokenizer, 200_000, seed=5)
+    return build_corpus(CONFIG, tokenizer)
 
 
-def test_answers_and_nothing_else_are_learnt(tokenizer):
-    documents = (
-        d for d in Source(CONFIG, 5).documents() if len(tokenizer(render(d, tokenizer)).input_ids) <= MAX_TOKENS + 1
-    )
-    corpus = build_corpus(CONFIG, tokenizer, 1_000, seed=5)
+def test_answers_and_nothing_else_are_learnt(tokenizer, corpus):
+    drawn = Source(CONFIG, random.Random(f"{CONFIG.seed} 0")).documents()
+    documents = (d for d in drawn if len(tokenizer(render(d, tokenizer)).input_ids) <= MAX_TOKENS + 1)
     for index in range(200):
         document = next(documents)
         span = slice(corpus.starts[index], corpus.starts[index + 1])
@@ -59,6 +59,31 @@ def test_answers_and_nothing_else_are_learnt(tokenizer):
             assert tokenizer.decode(tokens[learnt].tolist()) == said
         else:
             assert learnt.all()
+
+
+def test_parts_are_the_same_from_any_number_of_processes(tokenizer, corpus, monkeypatch):
+    """Parts have seeds of their own, and stand in order."""
+    monkeypatch.setattr("examples.train_family.corpus.PART", len(corpus.tokens))
+    first = len(corpus.tokens)
+    both = build_corpus(CONFIG.model_copy(update={"corpus_tokens": first + 5_000}), tokenizer)
+    assert len(both.tokens) >= first + 5_000
+    assert both.starts[-1] == len(both.tokens) == len(both.learnt)
+    assert np.array_equal(both.tokens[:first], corpus.tokens)
+    assert np.array_equal(both.starts[: len(corpus) + 1], corpus.starts)
+    assert not np.array_equal(both.tokens[first : first + 1_000], corpus.tokens[:1_000])
+
+
+def test_a_run_ends_when_its_time_is_over(tmp_path):
+    """The rates have come down by then, and a run that is over is not taken up again."""
+    short = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"tokens": 10**9, "seconds": 2.0})})
+    started = time.monotonic()
+    Build(short, tmp_path).run()
+    assert time.monotonic() - started < 60
+    state = torch.load(tmp_path / "target.pt", weights_only=True)
+    rates = [group["lr"] for optimizer in state["learners"][0]["optimizers"] for group in optimizer["param_groups"]]
+    assert max(rates) < 0.1 * short.train.muon_lr
+    Build(short, tmp_path).run()
+    assert torch.load(tmp_path / "target.pt", weights_only=True)["done"] == state["done"]
 
 
 def test_every_document_comes_once_in_each_pass(tokenizer, corpus):
@@ -106,7 +131,7 @@ def test_an_interrupted_build_ends_as_an_uninterrupted_one(tmp_path, monkeypatch
     Build(CONFIG, tmp_path / "stopped").run()
     for name in ("target", "drafters"):
         states = [torch.load(tmp_path / kind / f"{name}.pt", weights_only=True) for kind in ("whole", "stopped")]
-        assert states[0]["done"] == states[1]["done"]
+        assert all(states[0]["done"][count] == states[1]["done"][count] for count in ("step", "micro", "tokens"))
         for one, other in zip(*(state["learners"] for state in states), strict=True):
             assert all(torch.equal(one["model"][key], other["model"][key]) for key in one["model"])
 
@@ -140,4 +165,4 @@ def test_gsm8k_is_read_without_its_marks(tmp_path):
 
 def test_an_unknown_source_is_named():
     with pytest.raises(ValueError, match="juggling"):
-        Source(CONFIG.model_copy(update={"mixture": {"juggling": 1.0}}), 0)
+        Source(CONFIG.model_copy(update={"mixture": {"juggling": 1.0}}), random.Random(0))
