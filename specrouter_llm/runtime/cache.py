@@ -43,17 +43,22 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyp
 
         What is not finite is stored as 0, for a masked position has weight 0, but 0 * NaN is NaN.
         """
-        if self.keys is None:
-            self.lazy_initialization(keys, values)
+        key_rows, value_rows = self.rows(keys, values)
         context = self._cache.context
         if context is None:
             raise RuntimeError("the slot cache was written to outside of a forward pass")
         index = context.write_index(keys.device)
         if self is self._cache.layers[-1]:
             self._cache.mark(keys, index)
-        self._key_rows.index_copy_(0, index, _finite(keys))
-        self._value_rows.index_copy_(0, index, _finite(values))
+        key_rows.index_copy_(0, index, _finite(keys))
+        value_rows.index_copy_(0, index, _finite(values))
         return self.keys, self.values
+
+    def rows(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The slabs as [slots * capacity + trash, heads, size]; the first call makes them, for states like these."""
+        if self.keys is None:
+            self.lazy_initialization(keys, values)
+        return self._key_rows, self._value_rows
 
     def grow(self, capacity: int, used: Sequence[int]) -> None:
         """Room for `capacity` positions per slot; only positions ever written (`used` per slot) are copied."""

@@ -7,10 +7,11 @@ at the same addresses. Longer steps, which are prefill, run as in `EagerRunner`,
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 from weakref import WeakSet
 
@@ -45,6 +46,8 @@ MAX_LOOPS = 16
 _WARM_UP = 2
 
 Replay: TypeAlias = Callable[[], Tensor]
+BatchForward: TypeAlias = Callable[[StaticBatch, Tensor, SlotCache], Tensor]
+"""Logits [tokens of the bucket, V] of the ids [tokens] at the batch's places; writes the cache."""
 
 
 class Capture(Protocol):
@@ -55,6 +58,15 @@ class Capture(Protocol):
         ...
 
 
+_recording = threading.Lock()
+
+
+@cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """Where all graphs of a device are recorded, one at a time: cuBLAS keeps 32 MiB for every stream it has ever met."""
+    return torch.cuda.Stream(device)
+
+
 class CudaCapture:
     """Records CUDA graphs of one device; they share their memory, so only one may be replayed at a time.
 
@@ -63,12 +75,11 @@ class CudaCapture:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
         self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def __call__(self, run: Replay) -> Replay:
-        with torch.cuda.device(self._device):
-            stream, current = self._stream, torch.cuda.current_stream()
+        with _recording, torch.cuda.device(self._device):
+            stream, current = _recording_stream(self._device), torch.cuda.current_stream()
             stream.wait_stream(current)
             with torch.cuda.stream(stream):  # kernels are built and workspaces made before anything is recorded
                 for _ in range(_WARM_UP):
@@ -127,8 +138,24 @@ class Recordings(Generic[Inputs]):
         self._known.clear()
 
 
+def by_modules(model: PreTrainedModel) -> BatchForward:
+    """The model's own forward, whatever its architecture."""
+
+    def forward(batch: StaticBatch, ids: Tensor, cache: SlotCache) -> Tensor:
+        logits: Tensor = model(
+            input_ids=ids[None],
+            position_ids=batch.positions[None],
+            past_key_values=cache,
+            use_cache=True,
+            spec=batch,
+        ).logits[0]
+        return logits
+
+    return forward
+
+
 class GraphRunner(EagerRunner):
-    """An unmodified Hugging Face model whose small steps are replayed. Its cache has its full size from the start."""
+    """A Hugging Face model whose small steps are replayed. Its cache has its full size from the start."""
 
     def __init__(
         self,
@@ -139,18 +166,21 @@ class GraphRunner(EagerRunner):
         context_length: int,
         capture: Capture,
         attention: TileAttention,
+        recorded: BatchForward | None = None,
         strict: bool = False,
     ) -> None:
-        """`strict` runs every forward in launches of CANONICAL_TOKENS tokens, padded if there are fewer.
+        """`recorded` is the forward of small steps, by default the model's own, which longer ones always take.
 
-        The bits of a matrix product depend on the number of rows, not on what the rows hold or which one it is; so a
-        token's logits then depend on its row's tokens alone, wherever a probe finds that to hold.
+        `strict` runs every forward in launches of CANONICAL_TOKENS tokens, padded if there are fewer. The bits of a
+        matrix product depend on the number of rows, not on what the rows hold or which one it is; so a token's logits
+        then depend on its row's tokens alone, wherever a probe finds that to hold.
 
         Raises:
             UnsupportedModelError: through the cache its logits differ from its own.
             RuntimeError: the forward cannot be recorded.
         """
         self._attention = attention
+        self._recorded = recorded or by_modules(model)
         self._strict = strict
         self._forwards: Recordings[StaticBatch] = Recordings(capture, MAX_GRAPHS)
         self._loops: Recordings[DraftLoop] = Recordings(capture, MAX_LOOPS)
@@ -211,16 +241,11 @@ class GraphRunner(EagerRunner):
     def _logits(self, batch: StaticBatch, ids: Tensor) -> Tensor:
         """The forward that is recorded: logits [tokens of the bucket, V] of the ids [tokens] at the batch's places."""
         self._cache.context = batch
-        logits = self._model(
-            input_ids=ids[None],
-            position_ids=batch.positions[None],
-            past_key_values=self._cache,
-            use_cache=True,
-            spec=batch,
-        ).logits[0]
+        logits = self._recorded(batch, ids, self._cache)
         return self._cache.nan_where_broken(logits, batch.slots, batch.positions, batch.bucket.extent)
 
     def close(self) -> None:
         self._forwards.clear()
         self._loops.clear()
+        del self._recorded
         super().close()

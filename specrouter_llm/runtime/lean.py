@@ -41,13 +41,13 @@ def can_run_lean(model: PreTrainedModel, device: str = "cpu") -> bool:
 
 def packed_layers(model: PreTrainedModel) -> list[nn.Linear]:
     """The layers that the lean runner packs."""
-    used = [linear for layer in model.model.layers for group in _projections(layer) for linear in group]
+    used = [linear for layer in model.model.layers for group in projections(layer) for linear in group]
     return [*used, model.get_output_embeddings()]
 
 
 def lean_shapes(model: PreTrainedModel) -> set[tuple[int, int]]:
     """(in, out) of the matrices that the lean runner makes of these layers."""
-    groups = [group for layer in model.model.layers for group in _projections(layer)]
+    groups = [group for layer in model.model.layers for group in projections(layer)]
     groups.append([model.get_output_embeddings()])
     return {(group[0].in_features, sum(linear.out_features for linear in group)) for group in groups}
 
@@ -184,7 +184,7 @@ def _feed_forward(layer: _Layer, hidden: Tensor) -> Tensor:
     return layer.down(layer.activation(gate) * up)
 
 
-def _projections(module: Any) -> tuple[list[nn.Linear], list[nn.Linear], list[nn.Linear], list[nn.Linear]]:
+def projections(module: Any) -> tuple[list[nn.Linear], list[nn.Linear], list[nn.Linear], list[nn.Linear]]:
     """A decoder layer's linear layers, those of one input together."""
     attention, mlp = module.self_attn, module.mlp
     first = [attention.q_proj, attention.k_proj, attention.v_proj]
@@ -193,7 +193,7 @@ def _projections(module: Any) -> tuple[list[nn.Linear], list[nn.Linear], list[nn
 
 def _layer(module: Any, keep: bool) -> _Layer:
     attention = module.self_attn
-    query_key_value, output, gate_up, down = (_pack(group, keep) for group in _projections(module))
+    query_key_value, output, gate_up, down = (_pack(group, keep) for group in projections(module))
     return _Layer(
         input_norm=_norm(module.input_layernorm),
         query_key_value=query_key_value,
@@ -205,11 +205,11 @@ def _layer(module: Any, keep: bool) -> _Layer:
         activation=module.mlp.act_fn,
         down=down,
         scaling=attention.scaling,
-        window=_window(attention),
+        window=window_of(attention),
     )
 
 
-def _window(attention: Any) -> int | None:
+def window_of(attention: Any) -> int | None:
     """The layer's own window; Mistral's layers all take the config's."""
     if hasattr(attention, "sliding_window"):
         return attention.sliding_window  # type: ignore[no-any-return]  # modules are untyped

@@ -38,7 +38,7 @@ class PackedLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         self.in_features = sources[0].in_features
         self.sizes = [linear.out_features for linear in sources]
         self.out_features = sum(self.sizes)
-        self._bias = _joined_bias(sources)
+        self._bias = joined_bias(sources)
         self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _PACK_BATCH)
         least = least_rows(self._weight, self._bias, self.in_features, self.out_features, torch.get_num_threads())
         self.stable = least is not None
@@ -72,7 +72,8 @@ class PackedLinear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         return torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
 
 
-def _joined_bias(sources: Sequence[nn.Linear]) -> Tensor | None:
+def joined_bias(sources: Sequence[nn.Linear]) -> Tensor | None:
+    """The layers' biases side by side, zeros for those without; None if no layer has one."""
     if all(linear.bias is None for linear in sources):
         return None
     parts = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from specrouter_llm.runtime.graphs import CudaCapture, GraphRunner
+from specrouter_llm.runtime.graphs import CudaCapture, GraphRunner, by_modules
 from specrouter_llm.runtime.lean import LeanRunner, can_run_lean, lean_shapes, packed_layers
 from specrouter_llm.runtime.packing import kernel_bytes, packable, plain_linears
 from specrouter_llm.runtime.runner import EagerRunner, Runner, head_shape
@@ -63,7 +63,7 @@ def _graph_runner(
 ) -> GraphRunner | None:
     """A runner with recorded graphs; None, with the reason in the log, where triton or the model does not allow them."""
     try:
-        from specrouter_llm.runtime import triton_attention
+        from specrouter_llm.runtime import fused, triton_attention
     except ImportError:
         logger.warning("%s runs without CUDA graphs: triton is not installed", name)
         return None
@@ -71,19 +71,22 @@ def _graph_runner(
     if not triton_attention.agrees(device, model.dtype, *head_shape(model)):
         logger.warning("%s runs without CUDA graphs: its attention cannot be run by triton here", name)
         return None
-    try:
-        return GraphRunner(
-            name,
-            model,
-            num_slots=num_slots,
-            context_length=context_length,
-            capture=CudaCapture(device),
-            attention=triton_attention.tile_attention,
-            strict=strict,
-        )
-    except Exception as error:  # a forward that waits for the device, allocates beside the graph, or differs
-        logger.warning("%s runs without CUDA graphs: %s: %s", name, type(error).__name__, error)
-        return None
+    forwards = [fused.FusedForward] if fused.can_fuse(model) else []
+    for make in (*forwards, by_modules):
+        try:
+            return GraphRunner(
+                name,
+                model,
+                num_slots=num_slots,
+                context_length=context_length,
+                capture=CudaCapture(device),
+                attention=triton_attention.tile_attention,
+                recorded=make(model),
+                strict=strict,
+            )
+        except Exception as error:  # a forward that waits for the device, allocates beside the graph, or differs
+            logger.warning("%s cannot be recorded by %s: %s: %s", name, make.__name__, type(error).__name__, error)
+    return None
 
 
 def packing_bytes(model: PreTrainedModel, keep: bool) -> PackingBytes:

@@ -32,10 +32,14 @@ def test_noise_has_the_same_bits_on_cuda():
 
 
 def test_closing_gives_device_memory_back():
-    """After close, no more memory is allocated than before the engine."""
+    """A second engine leaves nothing behind; the first one leaves what cuBLAS keeps for a thread and a stream."""
+
+    def use():
+        engine = SpecRouter.from_pretrained("demo", device="cuda", progress=False)
+        engine.generate("Hello", max_tokens=8)
+        engine.close()
+
+    use()
     before = torch.cuda.memory_allocated()
-    engine = SpecRouter.from_pretrained("demo", device="cuda", progress=False)
-    engine.generate("Hello", max_tokens=8)
-    engine.close()
-    del engine
+    use()
     assert torch.cuda.memory_allocated() <= before + 2**20

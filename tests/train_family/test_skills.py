@@ -109,3 +109,9 @@ def test_a_prompt_is_the_beginning_of_its_dialogue(skill):
         whole = tokenizer.apply_chat_template(dialogue.messages, tools=tools, tokenize=False)
         prompt = tokenizer.apply_chat_template(dialogue.prompt, tools=tools, tokenize=False, add_generation_prompt=True)
         assert whole == f"{prompt}{dialogue.answer}<|end|>\n"
+
+
+def test_a_text_without_a_word_to_replace_is_repeated(monkeypatch):
+    monkeypatch.setattr(Words, "sentence", lambda self: "(a, b).")
+    monkeypatch.setattr("examples.train_family.skills.editing._text", lambda words: words.sentence())
+    assert {dialogue.answer for dialogue in dialogues("editing", 20)} == {"(a, b)."}

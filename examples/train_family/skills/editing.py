@@ -9,10 +9,11 @@ from examples.train_family.words import Words
 def sample(words: Words) -> Dialogue:
     rng = words.rng
     text = _text(words)
-    if rng.random() < 0.3:
+    replaceable = [word for word in text.replace(".", "").split() if word.isalnum() and len(word) > 2]
+    if rng.random() < 0.3 or not replaceable:
         asked = rng.choice(("Repeat this text:", "Copy the text word for word:", "Say this again:"))
         return Dialogue([user(f"{asked}\n{text}"), assistant(text)])
-    old = rng.choice([word for word in text.replace(".", "").split() if word.isalnum() and len(word) > 2])
+    old = rng.choice(replaceable)
     new = rng.choice((words.name, words.thing, words.invented, words.place))()
     asked = rng.choice(
         (

@@ -1,0 +1,138 @@
+"""The forward of a Llama-like model on a CUDA device, written out: four products a layer, attention, and three small kernels.
+
+Weights that share an input are joined into one matrix; the model's own parameters become views of it, so that nothing is
+held twice and the model works as before. `GraphRunner` records this in place of the modules' forward where it can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from specrouter_llm.runtime.cache import SlotCache
+from specrouter_llm.runtime.lean import LEAN_TYPES, projections, window_of
+from specrouter_llm.runtime.packing import joined_bias
+from specrouter_llm.runtime.static_batch import StaticBatch
+from specrouter_llm.runtime.triton_layers import add_norm, gate, rotate_and_write
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_GATES = frozenset({"silu", "swish"})
+
+
+def can_fuse(model: PreTrainedModel) -> bool:
+    """Whether the architecture is known and no linear layer is replaced, by a quantised one, say."""
+    config = model.config.get_text_config()
+    if config.model_type not in LEAN_TYPES or getattr(config, "hidden_act", None) not in _GATES:
+        return False
+    used = [linear for layer in model.model.layers for group in projections(layer) for linear in group]
+    return all(type(linear) is nn.Linear for linear in (*used, model.get_output_embeddings()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """One or several linear layers of the same input."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return F.linear(rows, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    input_norm: tuple[Tensor, float]
+    query_key_value: _Matrix
+    head_norms: tuple[Tensor, float, Tensor, float] | None
+    output: _Matrix
+    inner_norm: tuple[Tensor, float]
+    gate_up: _Matrix
+    down: _Matrix
+    scaling: float
+    window: int | None
+
+
+class FusedForward:
+    """Logits of the tokens of a `StaticBatch`; see `can_fuse`."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        config = model.config.get_text_config()
+        self._head_dim: int = model.model.layers[0].self_attn.head_dim
+        self._key_heads: int = config.num_key_value_heads
+        self._embedding: Tensor = model.get_input_embeddings().weight
+        self._rotary: nn.Module = model.model.rotary_emb
+        self._layers = [_layer(layer) for layer in model.model.layers]
+        self._norm = _norm(model.model.norm)
+        self._head = _joined([model.get_output_embeddings()])
+
+    def __call__(self, batch: StaticBatch, ids: Tensor, cache: SlotCache) -> Tensor:
+        """Logits [tokens, V] of the ids [tokens] at the batch's places; writes the cache."""
+        stream = F.embedding(ids, self._embedding)
+        cos, sin = (part[0].contiguous() for part in self._rotary(stream[None], batch.positions[None]))
+        index = batch.write_index(ids.device)
+        added: Tensor | None = None
+        for number, layer in enumerate(self._layers):
+            stream, normed = add_norm(stream, added, *layer.input_norm)
+            states = layer.query_key_value(normed).unflatten(1, (-1, self._head_dim))
+            keys, values = states[:, -2 * self._key_heads :].chunk(2, dim=1)
+            slabs = cache.layers[number]
+            query = rotate_and_write(states, cos, sin, layer.head_norms, index, *slabs.rows(keys, values))
+            if number == len(self._layers) - 1:  # a rotation keeps what is not finite
+                cache.mark(keys, index)
+            attended = batch.attend(query.transpose(0, 1), slabs.keys, slabs.values, layer.scaling, layer.window)
+            stream, normed = add_norm(stream, layer.output(attended.flatten(1)), *layer.inner_norm)
+            added = layer.down(gate(layer.gate_up(normed)))
+        return self._head(add_norm(stream, added, *self._norm)[1])
+
+
+def _layer(module: Any) -> _Layer:
+    attention = module.self_attn
+    query_key_value, output, gate_up, down = (_joined(group) for group in projections(module))
+    norms = (*_norm(attention.q_norm), *_norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
+    return _Layer(
+        input_norm=_norm(module.input_layernorm),
+        query_key_value=query_key_value,
+        head_norms=norms,
+        output=output,
+        inner_norm=_norm(module.post_attention_layernorm),
+        gate_up=gate_up,
+        down=down,
+        scaling=attention.scaling,
+        window=window_of(attention),
+    )
+
+
+def _norm(module: Any) -> tuple[Tensor, float]:
+    return module.weight, module.variance_epsilon
+
+
+def _joined(sources: Sequence[nn.Linear]) -> _Matrix:
+    """One matrix of the layers' outputs side by side; each layer's own weight becomes a view of its part."""
+    if len(sources) == 1:
+        return _Matrix(sources[0].weight, sources[0].bias)
+    weight = _already_joined(sources)
+    if weight is None:
+        weight = torch.cat([linear.weight.detach() for linear in sources])
+        for linear, part in zip(sources, weight.split([linear.out_features for linear in sources]), strict=True):
+            linear.weight.data = part
+    return _Matrix(weight, joined_bias(sources))
+
+
+def _already_joined(sources: Sequence[nn.Linear]) -> Tensor | None:
+    """The matrix that these weights are parts of, in this order: another runner of the same model has joined them."""
+    first = sources[0].weight.detach()
+    begin, rows = first.data_ptr(), 0
+    for linear in sources:
+        weight = linear.weight
+        shared = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (shared and weight.is_contiguous() and weight.data_ptr() == begin + rows * first.stride(0) * first.itemsize):
+            return None
+        rows += len(weight)
+    return first.as_strided((rows, first.shape[1]), first.stride())
