@@ -27,10 +27,14 @@ def build(
     out: Annotated[Path, typer.Option(help="folder for the corpus, checkpoints and finished models")],
     config: Annotated[Path, typer.Option(help="settings; cpu.json and gpu.json stand beside this file")] = _DEFAULT,
     gsm8k: Annotated[Path | None, typer.Option(help="GSM8K's train.jsonl, if you have it")] = None,
+    begin_with: Annotated[
+        Path | None, typer.Option(help="a finished family of the same shapes, to train further")
+    ] = None,
 ) -> None:
     """Corpus, tokenizer, target, drafters. Stopped, it goes on where it was when it is called again."""
     settings = read_config(config)
-    Build(settings.model_copy(update={"gsm8k": gsm8k or settings.gsm8k}), out).run()
+    given = {"gsm8k": gsm8k, "begin_with": begin_with}
+    Build(settings.model_copy(update={name: value for name, value in given.items() if value is not None}), out).run()
 
 
 @app.command()

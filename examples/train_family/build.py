@@ -38,14 +38,15 @@ class Build:
         tokenizer = self.tokenizer()
         corpus = self._corpus(tokenizer)
         torch.manual_seed(self.config.seed)
-        target = self._learner(self.config.target, self.config.train, tokenizer)
+        target = self._learner(TARGET, self.config.target, self.config.train, tokenizer)
         run = self._run(self.config.train, corpus, tokenizer, TARGET)
         self._note(TARGET, run.train(TARGET, [target], predicting(target)), target)
         self._export(TARGET, target.model, tokenizer)
 
         target.model.requires_grad_(False)
         students = {
-            name: self._learner(shape, self.config.distil, tokenizer) for name, shape in self.config.drafters.items()
+            name: self._learner(name, shape, self.config.distil, tokenizer)
+            for name, shape in self.config.drafters.items()
         }
         run = self._run(self.config.distil, corpus, tokenizer, "drafters")
         loss = run.train(" + ".join(students), list(students.values()), imitating(list(students.values()), target))
@@ -55,7 +56,9 @@ class Build:
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         folder = self.work / "tokenizer"
-        if not folder.exists():
+        if self.config.begin_with is not None:
+            folder = self.config.begin_with / TARGET
+        elif not folder.exists():
             # A throw-away tokenizer renders the chats; only its template matters.
             plain = train_tokenizer([], 256 + 64)
             documents = itertools.islice(
@@ -71,8 +74,12 @@ class Build:
             build_corpus(self.config, tokenizer).save(path)
         return Corpus.load(path)
 
-    def _learner(self, shape: Shape, settings: Training, tokenizer: PreTrainedTokenizerFast) -> Learner:
-        return Learner(new_model(shape, tokenizer), settings, self.config.device)
+    def _learner(self, name: str, shape: Shape, settings: Training, tokenizer: PreTrainedTokenizerFast) -> Learner:
+        model = new_model(shape, tokenizer)
+        if self.config.begin_with is not None:
+            earlier = LlamaForCausalLM.from_pretrained(self.config.begin_with / name, dtype=torch.float32)
+            model.load_state_dict(earlier.state_dict())
+        return Learner(model, settings, self.config.device)
 
     def _run(self, settings: Training, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, name: str) -> Run:
         return Run(

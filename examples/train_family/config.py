@@ -58,6 +58,8 @@ class FamilyConfig(BaseModel):
     """GSM8K's train.jsonl (MIT), for the source of that name; left out where there is no such file."""
     prompt_share: float = Field(default=0.1, ge=0, le=1)
     """Share of a prompt's positions that are learnt too, beside all positions of answers."""
+    begin_with: Path | None = None
+    """Folder of a finished family of the same shapes, whose tokenizer is kept and whose weights are learnt further."""
     target: Shape
     drafters: dict[str, Shape]
     train: Training

@@ -22,7 +22,7 @@ from examples.train_family import prose
 from examples.train_family.config import FamilyConfig
 from examples.train_family.dialogue import Dialogue, assistant, number_is, user
 from examples.train_family.skills import SKILLS
-from examples.train_family.tokenizer import END
+from examples.train_family.tokenizer import END, word_pieces
 from examples.train_family.words import Words
 
 MAX_TOKENS = 1024
@@ -62,8 +62,9 @@ class Corpus:
 class Source:
     """Draws documents of the configured mixture."""
 
-    def __init__(self, config: FamilyConfig, rng: random.Random) -> None:
-        self._words = Words(rng)
+    def __init__(self, config: FamilyConfig, rng: random.Random, pieces: Sequence[str] = ()) -> None:
+        """`pieces`: see `Words`."""
+        self._words = Words(rng, pieces=pieces)
         self._gsm8k = gsm8k(config.gsm8k) if config.gsm8k is not None and config.gsm8k.exists() else []
         shares = {name: share for name, share in config.mixture.items() if name != "gsm8k" or self._gsm8k}
         self._names, self._shares = list(shares), list(shares.values())
@@ -128,7 +129,7 @@ def _parts(config: FamilyConfig, tokenizer: PreTrainedTokenizerFast, sizes: Sequ
 
 def _part(config: FamilyConfig, tokenizer: PreTrainedTokenizerFast, number: int, size: int) -> Corpus:
     """Part `number`, of about `size` tokens."""
-    documents = Source(config, random.Random(f"{config.seed} {number}")).documents()
+    documents = Source(config, random.Random(f"{config.seed} {number}"), word_pieces(tokenizer)).documents()
     ids: list[NDArray[np.uint16]] = []
     marks: list[NDArray[np.bool_]] = []
     made = 0

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from examples.train_family.tokenizer import SPACE
+
 _CONSTANT = 0.1
 """What dimension 0 of every embedding begins as, for queries and keys that depend on nothing but position."""
 _SHARP = 8.0
@@ -28,8 +30,6 @@ _SLOW = 0.02
 """... those below this many radians a token hardly turn within a prompt, and compare contents."""
 _ALIKE = 0.8
 """Cosine of the embeddings of a word with and without a space before it."""
-_SPACE = "\u0120"
-"""How byte-level tokenizers write a space."""
 
 
 @torch.no_grad()
@@ -40,7 +40,7 @@ def begin_with_twins(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
     """
     embedding = model.model.embed_tokens.weight
     vocabulary: dict[str, int] = tokenizer.get_vocab()
-    twins = [token for token in vocabulary if token[0] == _SPACE and token[1:] in vocabulary]
+    twins = [token for token in vocabulary if token[0] == SPACE and token[1:] in vocabulary]
     bare, spaced = [vocabulary[token[1:]] for token in twins], [vocabulary[token] for token in twins]
     embedding[spaced] = _ALIKE * embedding[bare] + math.sqrt(1 - _ALIKE**2) * embedding[spaced]
 

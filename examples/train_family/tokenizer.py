@@ -17,6 +17,8 @@ BOS, END, USER, ASSISTANT, SYSTEM, TOOL, PAD = SPECIAL = (
     "<|tool|>",
     "<|pad|>",
 )
+SPACE = "\u0120"
+"""How byte-level tokenizers write a space."""
 MARKERS = ("<tools>", "</tools>", "<tool_call>", "</tool_call>")
 """Tokens of their own, but ordinary text when decoded."""
 
@@ -69,3 +71,9 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The tokenizer in `folder`, as `train_tokenizer` made it."""
     loaded: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
     return loaded
+
+
+def word_pieces(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """All strings of two letters and more that tokens stand for, in lower case, with a space before them or without."""
+    tokens = (token.removeprefix(SPACE) for token in tokenizer.get_vocab())
+    return sorted({token.lower() for token in tokens if len(token) > 1 and token.isascii() and token.isalpha()})

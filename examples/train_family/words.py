@@ -63,19 +63,25 @@ mu na ne ni no nu pa pe pi po ra re ri ro ru sa se si so su ta te ti to tu va ve
 fex glim harn jux kest lorn mip nax plov quen rist stur thal vorn wex yol zent""".split()
 _SCRIPTS = ((0x4E00, 0x6E00), (0xAC00, 0xB700), (0x0430, 0x044F), (0x03B1, 0x03C9), (0x3042, 0x3093), (0x00E0, 0x00FF))
 _HELD_OUT_EVERY = 7
-_SPLICED = 0.5
+_SPLICED = 0.3
 """Share of the drawn words that are two halves of listed ones: what is met too rarely to be known must be copied."""
+_PIECED = 0.3
+"""Share that is made of random pieces of the vocabulary: a token that training never asks for cannot be copied later."""
+_LISTS = (_NAMES, _SURNAMES, _PLACES, _THINGS, _THING, _ANIMALS, _JOBS, _VERBS, _OBJECTS, _QUALITIES)
+_HELD_OUT = frozenset(word.lower() for words in _LISTS for word in words[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY])
 
 
 class Words:
-    """Draws words with `rng`: from six sevenths of every list (and splices of them), or with `held_out` from the rest.
+    """Draws words with `rng`: from six sevenths of every list, splices of them and pieces, or with `held_out` from the rest.
 
     Short closed classes (colours, adjectives, prose) are not split: no skill consists in knowing one of them.
     """
 
-    def __init__(self, rng: random.Random, *, held_out: bool = False) -> None:
+    def __init__(self, rng: random.Random, *, held_out: bool = False, pieces: Sequence[str] = ()) -> None:
+        """`pieces` are what the vocabulary spells words with; no word that is kept for evaluation is made of them."""
         self.rng = rng
         self.held_out = held_out
+        self._pieces = pieces
 
     def _listed(self, words: Sequence[str]) -> str:
         while True:
@@ -85,11 +91,20 @@ class Words:
 
     def _pick(self, words: Sequence[str]) -> str:
         word = self._listed(words)
-        if self.held_out or self.rng.random() >= _SPLICED:
+        kind = self.rng.random()
+        if self.held_out or kind >= _SPLICED + _PIECED:
             return word
+        made = self._spliced(word, words) if kind < _SPLICED or not self._pieces else self._pieced(word)
+        return word if made in words or made.lower() in _HELD_OUT else made
+
+    def _spliced(self, word: str, words: Sequence[str]) -> str:
         other = self._listed(words)
-        spliced = word[: (len(word) + 1) // 2] + other[len(other) // 2 :]
-        return word if spliced in words else spliced
+        return word[: (len(word) + 1) // 2] + other[len(other) // 2 :]
+
+    def _pieced(self, like: str) -> str:
+        """One piece or two, with a capital where `like` has one."""
+        made = "".join(self.rng.choice(self._pieces) for _ in range(self.rng.choice((1, 2, 2))))
+        return made.capitalize() if like[0].isupper() else made
 
     def name(self) -> str:
         return self._pick(_NAMES)

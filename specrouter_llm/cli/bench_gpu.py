@@ -27,6 +27,10 @@ def gpu(
     batches: Annotated[
         list[int] | None, typer.Option("--batch", help="Rows decoded together; may be repeated (1 to 32).")
     ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="tests, identity, step, speed, strict or batch; may be repeated. All by default."),
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Time of all parts; what is not done by then is left out.")] = 570,
 ) -> None:
     """Tests, identity, steps, speed, strict mode and batches on a GPU, against aims. Status 1 unless every part ended well."""
@@ -44,6 +48,11 @@ def gpu(
         batches=batches or (),
         tests=tests,
     )
+
+    unknown = set(part or ()) - {each.name for each in chosen}
+    if unknown:
+        raise typer.BadParameter(f"no part {', '.join(sorted(unknown))}; there are {', '.join(p.name for p in chosen)}")
+    chosen = [each for each in chosen if not part or each.name in part]
 
     def advance(outcome: Outcome) -> None:
         typer.echo(f"{outcome.part}: {outcome.state}, {outcome.seconds:.0f} s. {outcome.note}".rstrip())

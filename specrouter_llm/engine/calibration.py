@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +16,11 @@ from tqdm.auto import tqdm
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.runtime.batch import Span
+from specrouter_llm.runtime.draft_loop import LoopingRunner
 from specrouter_llm.runtime.packing import return_freed_memory
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.runtime.select import make_runner
+from specrouter_llm.sampling.row import Warp
 from specrouter_llm.scheduling.latency import GRID, LatencyModel
 
 if TYPE_CHECKING:
@@ -33,6 +35,12 @@ ROWS = 4
 _ROWS_SHARE = 0.25
 """What that comparison may take, as a part of the time for everything else and on top of it."""
 
+_LOOPED = 4
+"""Tokens of a loop that is timed."""
+_GREEDY = Warp(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
+
+Clock = Callable[[Runner, int, int], float]
+"""Seconds of one row's forward of so many tokens behind so many others."""
 Samples = Sequence[tuple[int, int, float]]
 
 
@@ -171,29 +179,32 @@ def measure(
 ) -> dict[str, Samples]:
     """(tokens, context, seconds) of one-row forwards of every model, medians of `repeats`, choice of a token included.
 
-    `seconds` is shared by the models; whoever is slow gets fewer points, but at least the first. Runs in slot 0, which
-    must be free: what it writes there lies behind the mask.
+    The last model is the target. What another one needs for a single token is taken from a loop, if it can loop: so it
+    will propose. `seconds` is shared by the models; whoever is slow gets fewer points, but at least the first. Runs in
+    slot 0, which must be free: what it writes there lies behind the mask.
     """
     samples: dict[str, Samples] = {}
+    *_, target = runners
     with tqdm(runners.items(), desc="Calibrating", unit="model", disable=not progress, leave=False) as bar:
         for name, runner in bar:
             bar.set_postfix_str(name)
-            samples[name] = _measure_one(runner, seconds / len(runners), repeats)
+            clock = _forward if name == target else _forward_or_loop
+            samples[name] = _measure_one(runner, clock, seconds / len(runners), repeats)
     return samples
 
 
-def _measure_one(runner: Runner, budget: float, repeats: int) -> Samples:
+def _measure_one(runner: Runner, clock: Clock, budget: float, repeats: int) -> Samples:
     deadline = time.perf_counter() + budget
     contexts = sorted({min(context, max(0, runner.context_length - GRID[-1])) for context in _CONTEXTS})
     points = [(tokens, context) for context in contexts for tokens in GRID if context + tokens <= runner.context_length]
     # Ends of the range first: if time runs out, what lies between is interpolated.
     points.sort(key=lambda point: (_order(point[0]), point[1]))
     samples: list[tuple[int, int, float]] = []
-    last = _forward(runner, 1, 0)  # the first call allocates
+    last = clock(runner, 1, 0)  # the first call allocates
     for tokens, context in points:
         if samples and time.perf_counter() + repeats * last > deadline:
             break
-        times = sorted(_forward(runner, tokens, context) for _ in range(repeats))
+        times = sorted(clock(runner, tokens, context) for _ in range(repeats))
         last = times[repeats // 2]
         samples.append((tokens, context + tokens, last))
     return sorted(samples)
@@ -220,6 +231,17 @@ def _row_ratio(runner: Runner, rows: int, repeats: int, budget: float) -> tuple[
 
 def _forward(runner: Runner, tokens: int, context: int) -> float:
     return _timed(runner, [Span(0, context, [(7 * i) % runner.vocab_size for i in range(tokens)], tokens)])
+
+
+def _forward_or_loop(runner: Runner, tokens: int, context: int) -> float:
+    if tokens > 1 or not isinstance(runner, LoopingRunner):
+        return _forward(runner, tokens, context)
+    started = time.perf_counter()
+    chosen = runner.loop([Span(0, context, [0], 1)], _LOOPED, _GREEDY, [[]])
+    if chosen is None:
+        return _forward(runner, tokens, context)
+    chosen.tolist()  # waits for the device
+    return (time.perf_counter() - started) / _LOOPED
 
 
 def _timed(runner: Runner, spans: Sequence[Span]) -> float:

@@ -6,8 +6,9 @@ lives in the StateManager, everything beyond it is hidden by the attention mask 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +27,8 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyp
 
     def __init__(self, cache: SlotCache) -> None:
         super().__init__()
-        self._cache = cache
+        # Weak: with a circle the slabs, which may be gigabytes, would wait for the garbage collector.
+        self._cache = cast("SlotCache", weakref.proxy(cache))
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:

@@ -127,12 +127,11 @@ def _joined(sources: Sequence[nn.Linear]) -> _Matrix:
 
 def _already_joined(sources: Sequence[nn.Linear]) -> Tensor | None:
     """The matrix that these weights are parts of, in this order: another runner of the same model has joined them."""
-    first = sources[0].weight.detach()
-    begin, rows = first.data_ptr(), 0
-    for linear in sources:
-        weight = linear.weight
-        shared = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not (shared and weight.is_contiguous() and weight.data_ptr() == begin + rows * first.stride(0) * first.itemsize):
+    weights = [linear.weight.detach() for linear in sources]
+    begin, rows = weights[0].data_ptr(), 0
+    for weight in weights:
+        one_storage = weight.untyped_storage().data_ptr() == weights[0].untyped_storage().data_ptr()
+        if not (one_storage and weight.is_contiguous() and weight.data_ptr() == begin + rows * weight[0].nbytes):
             return None
         rows += len(weight)
-    return first.as_strided((rows, first.shape[1]), first.stride())
+    return weights[0].as_strided((rows, weights[0].shape[1]), weights[0].stride())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from specrouter_llm.runtime.graphs import CudaCapture, GraphRunner, by_modules
+from specrouter_llm.runtime.graphs import BatchForward, CudaCapture, GraphRunner, by_modules
 from specrouter_llm.runtime.lean import LeanRunner, can_run_lean, lean_shapes, packed_layers
 from specrouter_llm.runtime.packing import kernel_bytes, packable, plain_linears
 from specrouter_llm.runtime.runner import EagerRunner, Runner, head_shape
@@ -71,8 +72,10 @@ def _graph_runner(
     if not triton_attention.agrees(device, model.dtype, *head_shape(model)):
         logger.warning("%s runs without CUDA graphs: its attention cannot be run by triton here", name)
         return None
-    forwards = [fused.FusedForward] if fused.can_fuse(model) else []
-    for make in (*forwards, by_modules):
+    forwards: list[Callable[[PreTrainedModel], BatchForward]] = [by_modules]
+    if fused.can_fuse(model):
+        forwards.insert(0, fused.FusedForward)
+    for make in forwards:
         try:
             return GraphRunner(
                 name,

@@ -85,7 +85,7 @@ def _rotate_and_write(
     NORM: tl.constexpr,
     ACCURATE: tl.constexpr,
 ):
-    """Program (token, head of queries, keys or values): rotated queries to `query`, the rest to the token's place in the slabs."""
+    """Program (token, head of any kind): rotated queries to `query`, keys and values to the token's place in the slabs."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     half = tl.arange(0, COLUMNS)

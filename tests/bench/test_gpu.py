@@ -111,6 +111,29 @@ def test_parts_are_commands_of_the_command_line(tmp_path):
     assert [1, 4] == parsed["batches"]
 
 
+def test_chosen_parts_only(tmp_path, monkeypatch):
+    """What was measured before stays, and a part that does not exist is refused before anything runs."""
+    from typer.testing import CliRunner
+
+    from specrouter_llm.cli.app import app
+
+    write_result(tmp_path / "step.json", result("step", {}, []))
+    ran = []
+
+    def run(parts, folder, **options):
+        ran.extend(part.name for part in parts)
+        return []
+
+    monkeypatch.setattr(gpu, "run", run)
+    ended = CliRunner().invoke(app, ["bench", "gpu", "--out", str(tmp_path), "--part", "batch", "--part", "speed"])
+    assert 0 == ended.exit_code, ended.output
+    assert ["speed", "batch"] == ran
+    refused = CliRunner().invoke(app, ["bench", "gpu", "--out", str(tmp_path), "--part", "sped"])
+    assert 2 == refused.exit_code
+    assert "no part sped" in refused.output
+    assert ["speed", "batch"] == ran
+
+
 @pytest.mark.slow
 def test_everything_once_on_a_cpu(tmp_path):
     """The real parts, as small as they go: every figure is measured, and the answers are plain decoding's."""

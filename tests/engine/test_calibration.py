@@ -61,6 +61,23 @@ def test_slow_models_share_the_time():
     assert len(samples["quick"]) == 2 * len(GRID)
 
 
+class Looping(SlowRunner):
+    """A forward takes long, a loop does not."""
+
+    def loop(self, spans, count, warp, keys):
+        assert not warp.temperature
+        return torch.zeros(len(spans), count, dtype=torch.long) if self.name != "strict" else None
+
+
+def test_a_drafter_that_loops_is_timed_in_a_loop():
+    """So it proposes; the target, and who has no loop for a row, are timed forward by forward."""
+    runners = {name: Looping(name, 0.01) for name in ("draft", "strict", "target")}
+    samples = measure(runners, seconds=3.0, progress=False)
+    single = {name: min(seconds for tokens, _, seconds in rows if tokens == 1) for name, rows in samples.items()}
+    assert single["draft"] < 0.005 < min(single["strict"], single["target"])
+    assert min(seconds for tokens, _, seconds in samples["draft"] if tokens > 1) > 0.005
+
+
 class RowByRow(TableRunner):
     """Every row takes a while of its own, whatever it holds."""
 

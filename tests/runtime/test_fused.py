@@ -54,7 +54,7 @@ MODELS = {
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(head_dim=16, **SHAPE)),
 }
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.1}
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 0.1}
 DTYPES = [torch.float64, torch.float32] + [torch.bfloat16] * torch.cuda.is_available()
 
 
@@ -118,7 +118,9 @@ def test_nothing_is_held_twice_and_the_model_works_on():
     expected = model(input_ids=ids).logits
     before = sum(parameter.nbytes for parameter in model.parameters())
     first, second = FusedForward(model), FusedForward(model)
-    held = {parameter.untyped_storage().data_ptr(): parameter.untyped_storage().nbytes() for parameter in model.parameters()}
+    held = {
+        parameter.untyped_storage().data_ptr(): parameter.untyped_storage().nbytes() for parameter in model.parameters()
+    }
     assert sum(held.values()) == before
     assert first._layers[0].query_key_value.weight.data_ptr() == second._layers[0].query_key_value.weight.data_ptr()
     assert torch.allclose(expected, model(input_ids=ids).logits, atol=1e-5)
@@ -139,5 +141,7 @@ def test_other_architectures_and_layers_are_refused():
     gelu = LlamaForCausalLM(LlamaConfig(hidden_act="gelu", **SHAPE))
     assert not can_fuse(gelu)
     replaced = random_model("llama")
-    replaced.model.layers[1].mlp.down_proj = torch.nn.utils.parametrizations.weight_norm(replaced.model.layers[1].mlp.down_proj)
+    replaced.model.layers[1].mlp.down_proj = torch.nn.utils.parametrizations.weight_norm(
+        replaced.model.layers[1].mlp.down_proj
+    )
     assert not can_fuse(replaced)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -158,6 +160,19 @@ def test_a_closed_runner_gives_the_model_back(model):
     assert model.config._attn_implementation == own
     with torch.inference_mode():
         assert torch.equal(expected, model(torch.tensor([[1, 2, 3]]), use_cache=False).logits[0])
+
+
+def test_closing_frees_the_slabs_at_once(model):
+    """Not when the garbage collector comes by: on a device they are gigabytes."""
+    runner = EagerRunner("m", copy.deepcopy(model), num_slots=1, context_length=512)
+    runner.forward([Span(0, 0, [1, 2], 1)])
+    slab = weakref.ref(runner._cache.layers[0].keys)
+    gc.disable()
+    try:
+        runner.close()
+        assert slab() is None
+    finally:
+        gc.enable()
 
 
 def test_two_runners_of_one_model_close_in_any_order(model):

@@ -55,6 +55,16 @@ def test_evaluation_sees_other_words(draw):
     assert len(evaluated) >= 4
 
 
+def test_pieces_spell_no_word_of_the_evaluation():
+    held_out = Words(random.Random(0), held_out=True)
+    kept = {held_out.verb() for _ in range(500)}
+    words = Words(random.Random(1), pieces=[*sorted(kept), "qu", "zor"])
+    drawn = {words.verb() for _ in range(4000)}
+    assert not drawn & kept
+    assert {"quzor", "ququ"} & drawn, "pieces are used"
+    assert any(word.startswith(name) for word in drawn for name in kept), "tokens of kept words are met, in other words"
+
+
 def test_prose_is_split_too():
     assert len(prose.sentences()) > 1000
     trained, evaluated = (Words(random.Random(int(held_out)), held_out=held_out) for held_out in (False, True))
