@@ -82,6 +82,7 @@ class Source:
             elif name == "gsm8k":
                 yield rng.choice(self._gsm8k)
             else:
+                self._words.begin()
                 yield SKILLS[name](self._words)
 
 

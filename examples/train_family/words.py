@@ -67,6 +67,10 @@ _SPLICED = 0.3
 """Share of the drawn words that are two halves of listed ones: what is met too rarely to be known must be copied."""
 _PIECED = 0.3
 """Share that is made of random pieces of the vocabulary: a token that training never asks for cannot be copied later."""
+_NARROW = 0.5
+"""Share of the documents whose words of a list are few, so that most come up more than once: to be copied, a value must
+then be found by two words before it, not by one."""
+_FEW = 8
 _LISTS = (_NAMES, _SURNAMES, _PLACES, _THINGS, _THING, _ANIMALS, _JOBS, _VERBS, _OBJECTS, _QUALITIES)
 _HELD_OUT = frozenset(word.lower() for words in _LISTS for word in words[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY])
 
@@ -82,6 +86,11 @@ class Words:
         self.rng = rng
         self.held_out = held_out
         self._pieces = pieces
+        self._few: dict[int, list[str]] | None = None
+
+    def begin(self) -> None:
+        """Begins a document, in which words of a list may be few."""
+        self._few = {} if self.rng.random() < _NARROW else None
 
     def _listed(self, words: Sequence[str]) -> str:
         while True:
@@ -90,6 +99,13 @@ class Words:
                 return words[index]
 
     def _pick(self, words: Sequence[str]) -> str:
+        if self._few is None:
+            return self._drawn(words)
+        if id(words) not in self._few:
+            self._few[id(words)] = self.distinct(lambda: self._drawn(words), _FEW)
+        return self.rng.choice(self._few[id(words)])
+
+    def _drawn(self, words: Sequence[str]) -> str:
         word = self._listed(words)
         kind = self.rng.random()
         if self.held_out or kind >= _SPLICED + _PIECED:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 FAMILY_RATIO = (1.0, 0.157, 0.0097)
 """Parameters of Llama-2 7B : TinyLlama 1.1B : Llama-68m, the family of the SpecRouter paper, relative to the largest."""
+FAMILY_LAYERS = (32, 22, 2)
+"""Their layers: what a step of a small model costs, beside reading its weights, grows with its depth."""
 TOLERANCE = 0.10
 """`shape_for` meets the number of parameters within this."""
 _WIDTH_PER_LAYER = 96.0
@@ -78,11 +80,12 @@ def parameters_of(config: PreTrainedConfig, shape: WideShape) -> int:
     return _Counter.of(config).count(shape)
 
 
-def shape_for(config: PreTrainedConfig, num_parameters: int | str) -> WideShape:
+def shape_for(config: PreTrainedConfig, num_parameters: int | str, *, num_layers: int | None = None) -> WideShape:
     """The shape of a model of about `num_parameters`, within 10 %, with the proportions of real families.
 
-    Widths are multiples of the head size, grouping of heads is the model's. Raises InvalidParameterError if the model is
-    larger already or no shape comes close, UnsupportedModelError for anything but Llama.
+    Widths are multiples of the head size, grouping of heads is the model's. Where a shape of `num_layers` layers comes
+    near enough it is one of them. Raises InvalidParameterError if the model is larger already or no shape comes close,
+    UnsupportedModelError for anything but Llama.
     """
     wanted = parse_parameters(num_parameters)
     counter, own = _Counter.of(config), shape_of(config)
@@ -90,14 +93,18 @@ def shape_for(config: PreTrainedConfig, num_parameters: int | str) -> WideShape:
         raise InvalidParameterError(
             f"widen: the model has {counter.count(own)} parameters, more than the {wanted} asked for; it can only grow"
         )
-    best = min(_candidates(counter, own, wanted), key=lambda shape: _strangeness(counter, shape, wanted), default=None)
-    if best is None:
+    near = list(_candidates(counter, own, wanted, num_layers))
+    if not near:
         raise InvalidParameterError(f"widen: no larger shape of this model has about {wanted} parameters")
-    return best
+    fitting = [shape for shape in near if shape.num_layers == num_layers]
+    return min(fitting or near, key=lambda shape: _strangeness(counter, shape, wanted))
 
 
-def _candidates(counter: _Counter, own: WideShape, wanted: int) -> Iterator[WideShape]:
-    """Shapes within the tolerance; the MLP's size is what fills up the count for each width and depth."""
+def _candidates(counter: _Counter, own: WideShape, wanted: int, num_layers: int | None) -> Iterator[WideShape]:
+    """Shapes within the tolerance; the MLP's size is what fills up the count for each width and depth.
+
+    Depths are those that suit the width, and `num_layers`.
+    """
     if abs(counter.count(own) - wanted) <= TOLERANCE * wanted:
         yield own
     group = own.num_heads // own.num_kv_heads
@@ -105,7 +112,9 @@ def _candidates(counter: _Counter, own: WideShape, wanted: int) -> Iterator[Wide
     width = -(-max(own.hidden_size, own.num_heads * counter.head_dim) // step) * step
     while counter.embeddings_per_width * width < wanted and width * width < wanted:
         heads = width // counter.head_dim
-        for layers in range(max(own.num_layers, width // 192), max(own.num_layers + 2, width // 48) + 1):
+        suiting = set(range(max(own.num_layers, width // 192), max(own.num_layers + 2, width // 48) + 1))
+        asked = {num_layers} if num_layers is not None and num_layers >= own.num_layers else set()
+        for layers in sorted(suiting | asked):
             bare = counter.count(WideShape(width, layers, 0, heads, heads // group))
             per_unit = counter.count(WideShape(width, layers, 1, heads, heads // group)) - bare
             units = max(round((wanted - bare) / per_unit / 32) * 32, own.intermediate_size)
@@ -126,17 +135,20 @@ def _strangeness(counter: _Counter, shape: WideShape, wanted: int) -> float:
 def family_shapes(configs: Sequence[PreTrainedConfig], target_parameters: int | str) -> tuple[WideShape | None, ...]:
     """Shapes that give a family (target, middle, draft; largest first) the proportions of `FAMILY_RATIO`.
 
-    With two members they are the target and the draft. None stands for a member that is as large as its share already
-    and stays as it is. Raises as `shape_for`.
+    Drafters get depths in the proportions of `FAMILY_LAYERS`, where that can be. With two members they are the target and
+    the draft. None stands for a member that is as large as its share already and stays as it is. Raises as `shape_for`.
     """
     if not 1 <= len(configs) <= len(FAMILY_RATIO):
         raise InvalidParameterError(f"a family has 1 to {len(FAMILY_RATIO)} members, got {len(configs)}")
-    ratios = FAMILY_RATIO if len(configs) != 2 else (FAMILY_RATIO[0], FAMILY_RATIO[-1])
+    places = range(len(FAMILY_RATIO)) if len(configs) != 2 else (0, -1)
     wanted = parse_parameters(target_parameters)
     shapes: list[WideShape | None] = []
-    for config, ratio in zip(configs, ratios, strict=False):
-        share = round(wanted * ratio)
+    depth: int | None = None
+    for config, place in zip(configs, places, strict=False):
+        share = round(wanted * FAMILY_RATIO[place])
         own = shape_of(config)
-        shape = None if share <= parameters_of(config, own) else shape_for(config, share)
+        layers = None if depth is None else max(own.num_layers, round(depth * FAMILY_LAYERS[place] / FAMILY_LAYERS[0]))
+        shape = own if share <= parameters_of(config, own) else shape_for(config, share, num_layers=layers)
+        depth = depth or shape.num_layers
         shapes.append(None if shape == own else shape)
     return tuple(shapes)

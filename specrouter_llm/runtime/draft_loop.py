@@ -22,6 +22,7 @@ from specrouter_llm.sampling.row import Warp
 
 Keys = Sequence[tuple[int, int]]
 """`row_keys` of one row's choices, in order; empty if it chooses greedily."""
+_NO_KEY = (0, 0)
 
 
 @runtime_checkable
@@ -31,8 +32,9 @@ class LoopingRunner(Protocol):
     def loop(self, spans: Sequence[Span], count: int, warp: Warp, keys: Sequence[Keys]) -> Tensor | None:
         """The next `count` choices of each row after its span: ids, int64 [rows, count] on the runner's device.
 
-        Writes the cache as `forward` over the spans and all choices but the last would. BROKEN stands for a choice that
-        could not be made; what follows it in its row means nothing. None if these rows must go token by token.
+        Writes the cache as `forward` over the spans and all choices but the last would, and perhaps behind that. BROKEN
+        stands for a choice that could not be made; what follows it in its row means nothing. None if these rows must go
+        token by token.
         """
         ...
 
@@ -62,13 +64,16 @@ class DraftLoop:
         self._turns = [StaticBatch(bucket, cache, attention, part) for bucket, part in zip(buckets, parts, strict=True)]
 
     def fill(self, spans: Sequence[Span], keys: Sequence[Keys]) -> None:
-        """Sets the inputs of all turns; every span wants the logits of its last token."""
+        """Sets the inputs of all turns; every span wants the logits of its last token.
+
+        Rows may have fewer keys than there are turns: what is chosen without one is nobody's.
+        """
         fields: list[int] = []
         for number, turn in enumerate(self._turns):
             fed = [Span(span.slot, span.end + number - 1, [0], 1) for span in spans] if number else spans
             fields += turn.fields_of(fed)
         for number in range(len(self._turns)):
-            now = [part for row in keys for part in row[number]] if self._warp.temperature else []
+            now = [part for row in keys for part in (row[number] if number < len(row) else _NO_KEY)]
             fields += padded(now, 2 * self._rows)
         upload(fields, self._fields)
 

@@ -27,6 +27,7 @@ from specrouter_llm.runtime.buckets import (
     canonical_bucket,
     launches,
     loop_buckets,
+    turns_for,
 )
 from specrouter_llm.runtime.cache import SlotCache
 from specrouter_llm.runtime.draft_loop import DraftLoop, Keys, LoopShape
@@ -224,19 +225,20 @@ class GraphRunner(EagerRunner):
 
     def loop(self, spans: Sequence[Span], count: int, warp: Warp, keys: Sequence[Keys]) -> Tensor | None:
         """See `LoopingRunner`; strict mode has one shape only, and the loop's are others."""
-        buckets = loop_buckets(spans, count, self._cache.capacity)
+        turns = turns_for(spans, count, self._cache.max_length)
+        buckets = loop_buckets(spans, turns, self._cache.capacity)
         if buckets is None or self._strict:
             return None
-        shape = LoopShape(*buckets, count, warp)
+        shape = LoopShape(*buckets, turns, warp)
         with torch.inference_mode():
-            self._cache.expect([replace(span, token_ids=[*span.token_ids, *[0] * (count - 1)]) for span in spans])
+            self._cache.expect([replace(span, token_ids=[*span.token_ids, *[0] * (turns - 1)]) for span in spans])
             _, chosen = self._loops.replay(
                 shape,
                 make=lambda: DraftLoop(shape, self._cache, self._device, self._attention),
                 fill=lambda loop: loop.fill(spans, keys),
                 run=lambda loop: loop.run(self._logits),
             )
-            return chosen[: len(spans)].clone()
+            return chosen[: len(spans), :count].clone()
 
     def _logits(self, batch: StaticBatch, ids: Tensor) -> Tensor:
         """The forward that is recorded: logits [tokens of the bucket, V] of the ids [tokens] at the batch's places."""

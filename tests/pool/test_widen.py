@@ -146,6 +146,8 @@ def test_family_ratio(make_config):
     shapes = family_shapes(configs, "50M")
     for config, shape, ratio in zip(configs, shapes, FAMILY_RATIO, strict=True):
         assert parameters_of(config, shape) == pytest.approx(50e6 * ratio, rel=0.10)
+    layers = [shape.num_layers for shape in shapes]
+    assert layers == [layers[0], round(layers[0] * 22 / 32), max(1, round(layers[0] * 2 / 32))]
     assert family_shapes(configs, 60_000)[1:] == (None, None)
     pair = family_shapes(configs[:2], "50M")
     assert parameters_of(configs[1], pair[1]) == pytest.approx(50e6 * FAMILY_RATIO[2], rel=0.10)

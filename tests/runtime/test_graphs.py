@@ -306,6 +306,23 @@ def test_a_loop_says_what_forwards_and_choices_say_one_by_one(warp, data):
     assert recorded == capture.recorded
 
 
+def test_few_loops_serve_all_lengths():
+    """A loop may make more choices than are asked for, but for those that its slots have no room for."""
+    capture = Recorder()
+    runner = graph_runner(tiny(), capture=capture, context_length=512)
+    before = capture.recorded
+    greedy = Warp(0.0, 0, 1.0, 0.0)
+    longest = runner.loop([Span(0, 0, [1, 2], 1)], 12, greedy, [[]])
+    for count in range(1, 13):
+        assert torch.equal(longest[:, :count], runner.loop([Span(0, 0, [1, 2], 1)], count, greedy, [[]]))
+    assert capture.recorded - before == 7
+    assert runner.loop([Span(0, 506, [1, 2], 1)], 5, greedy, [[]]).shape == (1, 5)
+    sampled = Warp(1.0, 0, 1.0, 0.0)
+    keys = keys_of(0, 2, 5, sampled)
+    five, three = (runner.loop([Span(0, 0, [1, 2], 1)], n, sampled, [keys[:n]]) for n in (5, 3))
+    assert torch.equal(five[:, :3], three)
+
+
 def test_a_loop_says_which_choices_are_broken():
     """A row whose logits are not finite is marked, the others go on; padding never feeds what is no token."""
     model = tiny()

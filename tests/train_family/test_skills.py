@@ -65,6 +65,19 @@ def test_pieces_spell_no_word_of_the_evaluation():
     assert any(word.startswith(name) for word in drawn for name in kept), "tokens of kept words are met, in other words"
 
 
+def test_words_of_a_document_may_be_few():
+    """In about half of the documents names come from a handful; which ones differs."""
+    words = Words(random.Random(4), pieces=["qu", "zor", "pli"])
+    narrow = []
+    for _ in range(200):
+        words.begin()
+        names = {words.name() for _ in range(60)}
+        if len(names) <= 8:
+            narrow.append(frozenset(names))
+    assert 60 < len(narrow) < 140
+    assert len(set(narrow)) == len(narrow)
+
+
 def test_prose_is_split_too():
     assert len(prose.sentences()) > 1000
     trained, evaluated = (Words(random.Random(int(held_out)), held_out=held_out) for held_out in (False, True))
