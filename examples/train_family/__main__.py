@@ -59,11 +59,13 @@ def evaluate(
 
 @app.command()
 def cards(
-    build_folder: Annotated[Path, typer.Argument(metavar="BUILD", help="the folder given to build --out")],
+    builds: Annotated[
+        list[Path], typer.Argument(metavar="BUILD...", help="folders given to build --out, first to last")
+    ],
     results: Annotated[Path, typer.Option(help="JSON file of evaluate")],
 ) -> None:
-    """Writes a model card beside every member of a build, and one for the family."""
-    write_cards(build_folder / "family", build_folder, json.loads(results.read_text(encoding="utf-8")))
+    """Writes a model card beside every member of the last build, and one for the family."""
+    write_cards(builds[-1] / "family", builds, json.loads(results.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from examples.train_family.config import FamilyConfig, Shape, Training
 from examples.train_family.corpus import Corpus, Source, build_corpus, render
 from examples.train_family.learner import Learner, new_model
 from examples.train_family.tokenizer import load_tokenizer, train_tokenizer
-from examples.train_family.training import Run, imitating, predicting
+from examples.train_family.training import Done, Run, imitating, predicting
 
 _TOKENIZER_DOCUMENTS = 20_000
 TARGET = "target"
@@ -40,7 +41,7 @@ class Build:
         torch.manual_seed(self.config.seed)
         target = self._learner(TARGET, self.config.target, self.config.train, tokenizer)
         run = self._run(self.config.train, corpus, tokenizer, TARGET)
-        self._note(TARGET, run.train(TARGET, [target], predicting(target)), target)
+        self._note(TARGET, *run.train(TARGET, [target], predicting(target)), target)
         self._export(TARGET, target.model, tokenizer)
 
         target.model.requires_grad_(False)
@@ -49,9 +50,9 @@ class Build:
             for name, shape in self.config.drafters.items()
         }
         run = self._run(self.config.distil, corpus, tokenizer, "drafters")
-        loss = run.train(" + ".join(students), list(students.values()), imitating(list(students.values()), target))
+        learnt = run.train(" + ".join(students), list(students.values()), imitating(list(students.values()), target))
         for name, student in students.items():
-            self._note(name, loss, student)
+            self._note(name, *learnt, student)
             self._export(name, student.model, tokenizer)
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -101,14 +102,18 @@ class Build:
         half.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    def _note(self, name: str, loss: float, learner: Learner) -> None:
-        """Keeps what the cards say of a run; a run that was finished before keeps its figures."""
+    def _note(self, name: str, done: Done, loss: float, learner: Learner) -> None:
+        """Keeps what the cards say of a run; a run that was finished before keeps its loss."""
         path = self.work / "training.json"
         notes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if loss == loss or name not in notes:
-            parameters = sum(parameter.numel() for parameter in learner.model.parameters())
-            notes[name] = {"parameters": parameters, "training_loss": loss}
-            path.write_text(json.dumps(notes, indent=2), encoding="utf-8")
+        notes[name] = {
+            "parameters": sum(parameter.numel() for parameter in learner.model.parameters()),
+            "training_loss": notes[name]["training_loss"] if math.isnan(loss) and name in notes else loss,
+            "tokens": done.tokens,
+            "steps": done.step,
+            "seconds": round(done.seconds),
+        }
+        path.write_text(json.dumps(notes, indent=2), encoding="utf-8")
 
     def _check_same_config(self) -> None:
         path = self.work / "config.json"

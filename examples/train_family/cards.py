@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +22,60 @@ were given to the build, they are among the chats. Nothing was taken from a benc
 _LICENCE = "## Licence\n\nMade by this project, Apache-2.0, like the code.\n"
 
 
-def write_cards(family: Path, build: Path, results: Mapping[str, Any]) -> None:
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """What a build left in its folder."""
+
+    config: Mapping[str, Any]
+    notes: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, folder: Path) -> _Build:
+        texts = ((folder / name).read_text(encoding="utf-8") for name in ("config.json", "training.json"))
+        return cls(*(json.loads(text) for text in texts))
+
+
+def write_cards(family: Path, folders: Sequence[Path], results: Mapping[str, Any]) -> None:
     """Writes README.md beside every member in `family`, and one for the family.
 
-    `build` is the folder of the build (its `config.json` and `training.json` are read), `results` an evaluation's JSON.
+    `folders` are those of its builds, the one it comes from last (their `config.json` and `training.json` are read),
+    `results` an evaluation's JSON.
     """
-    config = json.loads((build / "config.json").read_text(encoding="utf-8"))
-    notes = json.loads((build / "training.json").read_text(encoding="utf-8"))
-    for name, note in notes.items():
-        text = _HEAD + _member(name, note, config, results, family / name)
+    builds = [_Build.of(folder) for folder in folders]
+    for name in builds[-1].notes:
+        text = _HEAD + _member(name, builds, results, family / name)
         (family / name / "README.md").write_text(text, encoding="utf-8")
-    (family / "README.md").write_text(_HEAD + _family(notes, config, results, family), encoding="utf-8")
+    (family / "README.md").write_text(_HEAD + _family(builds, results, family), encoding="utf-8")
 
 
-def _member(
-    name: str, note: Mapping[str, Any], config: Mapping[str, Any], results: Mapping[str, Any], folder: Path
-) -> str:
-    shape = config["target"] if name == "target" else config["drafters"][name]
-    run = config["train"] if name == "target" else config["distil"]
+def _run(name: str, build: _Build) -> str:
+    """What one build taught a member."""
+    run = build.config["train"] if name == "target" else build.config["distil"]
+    note = build.notes[name]
+    return (
+        f"- {note['tokens'] / 1e6:.1f} M tokens in {note['steps']} steps of {run['batch_tokens']} positions on "
+        f"{build.config['device']}, Muon {run['muon_lr']:g} and AdamW {run['adam_lr']:g}; loss over the last tenth "
+        f"{note['training_loss']:.3f} nats per position."
+    )
+
+
+def _member(name: str, builds: Sequence[_Build], results: Mapping[str, Any], folder: Path) -> str:
+    config = builds[-1].config
+    shape = _shapes(config)[name]
     taught = (
         "the corpus" if name == "target" else "the target's distributions on the corpus (Kullback-Leibler divergence)"
     )
+    parameters = builds[-1].notes[name]["parameters"]
     rows = [
-        f"# {name}: {note['parameters'] / 1e6:.2f} M parameters, {_megabytes(folder):.1f} MB in float16",
+        f"# {name}: {parameters / 1e6:.2f} M parameters, {_megabytes(folder):.1f} MB in float16",
         "",
         f"Llama architecture: {_shape(shape)}, heads of 64, tied embeddings, vocabulary {config['vocab_size']}, context 2048 "
         "(documents in training were of at most 1,024 tokens).",
         "A **demonstration** model for tests and examples. Do not rely on its answers.",
         "",
-        f"Learnt from {taught}: {run['tokens'] / 1e6:g} M tokens, Muon {run['muon_lr']} and AdamW {run['adam_lr']}, "
-        f"{run['batch_tokens']} positions a step, float32 weights, bfloat16 products. "
-        f"Loss over the last tenth: {note['training_loss']:.3f} nats per position.",
+        f"Learnt from {taught}, with float32 weights and bfloat16 products:",
+        "",
+        *(_run(name, build) for build in builds),
         "",
         _DATA,
         "## Held-out loss",
@@ -65,7 +89,8 @@ def _member(
     return "\n".join(rows)
 
 
-def _family(notes: Mapping[str, Any], config: Mapping[str, Any], results: Mapping[str, Any], family: Path) -> str:
+def _family(builds: Sequence[_Build], results: Mapping[str, Any], family: Path) -> str:
+    config, notes = builds[-1].config, builds[-1].notes
     members = [
         (
             f"`{name}`",
@@ -91,7 +116,8 @@ def _family(notes: Mapping[str, Any], config: Mapping[str, Any], results: Mappin
         "",
         "- Chat: roles `<|system|> <|user|> <|assistant|> <|tool|>`, begin `<|bos|>`, end `<|end|>`, padding `<|pad|>`; tools "
         "between `<tools>` and `</tools>`, calls between `<tool_call>` and `</tool_call>` (the Hermes form).",
-        "- Made by `python -m examples.train_family build`, settings in `examples/train_family/cpu.json`.",
+        f"- Made by `python -m examples.train_family build` in {len(builds)} run{'s' * (len(builds) > 1)}; every member's card "
+        "says which.",
         "",
         "## Right answers of the target",
         "",

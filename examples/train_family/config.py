@@ -39,7 +39,7 @@ class Training(BaseModel):
     decay_share: float = 0.45
     """Share of the run over which the rates fall linearly to zero."""
     seconds: float | None = None
-    """Ends the run by then even if fewer tokens were seen (on a borrowed device, say); the rates have fallen by then."""
+    """Ends the run by then even if fewer tokens were seen; the rates have fallen by then."""
 
 
 class FamilyConfig(BaseModel):

@@ -119,13 +119,23 @@ def build_corpus(config: FamilyConfig, tokenizer: PreTrainedTokenizerFast) -> Co
 
 def _parts(config: FamilyConfig, tokenizer: PreTrainedTokenizerFast, sizes: Sequence[int]) -> Iterator[Corpus]:
     made = partial(_part, config, tokenizer)
-    workers = min(len(sizes), os.cpu_count() or 1)
+    workers = min(len(sizes), _cores())
     if workers == 1:
         yield from map(made, range(len(sizes)), sizes)
         return
     # Processes that start afresh: what was forked from threads of torch or of the tokenizer might wait for ever.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_alone) as pool:
         yield from pool.map(made, range(len(sizes)), sizes)
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _alone() -> None:
+    """One thread for each process's tokenizer."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _part(config: FamilyConfig, tokenizer: PreTrainedTokenizerFast, number: int, size: int) -> Corpus:

@@ -59,10 +59,11 @@ class Run:
     prompt_share: float
     device: str = "cpu"
 
-    def train(self, name: str, learners: list[Learner], losses: Losses) -> float:
+    def train(self, name: str, learners: list[Learner], losses: Losses) -> tuple[Done, float]:
         """Trains until the configured tokens are seen, or the configured time is over.
 
-        Returns the mean loss per learnt position of the last tenth of the steps; not a number if there was none left.
+        Returns how far it came, and the mean loss per learnt position of the last tenth of the steps; not a number if
+        there was none left.
         """
         done = self._restore(learners)
         stream = itertools.islice(
@@ -82,7 +83,8 @@ class Run:
                 if done.seconds - saved > _SAVE_SECONDS or self._progress(done) >= 1.0:
                     self._save(done, learners)
                     saved = done.seconds
-        return float(torch.stack(recent[-max(1, len(recent) // 10) :]).mean()) if recent else float("nan")
+        last = recent[-max(1, len(recent) // 10) :]
+        return done, float(torch.stack(last).mean()) if last else float("nan")
 
     def _progress(self, done: Done) -> float:
         """Share of the run that is over, by tokens or by time, whichever is further."""

@@ -26,7 +26,7 @@ from specrouter_llm.bench.strict import STRICT
 
 SPECROUTER = (sys.executable, "-m", "specrouter_llm.cli")
 PYTEST = (sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib")
-"""Not strict about settings of plugins that a borrowed machine does not have."""
+"""Not strict about settings of plugins that the machine may not have."""
 DONE, FAILED, NOT_RUN = "done", "failed", "not run"
 _ERROR_LINES = 40
 _CONTEXT = 512
@@ -187,8 +187,8 @@ def _strict_over_default(way: str) -> Callable[[Rows], Figure]:
 
 
 def _same(rows: Rows) -> Figure:
-    """Of our own answers: the share that is plain decoding's, or a near-tie away from it."""
-    ours = [row for row in rows if row.get("kind") != "peer"]
+    """Of our own answers but plain decoding's: the share that is plain decoding's, or a near-tie away from it."""
+    ours = [row for row in rows if row.get("kind") not in ("peer", PLAIN) and row.get("way") != PLAIN]
     counts = {name: sum(row[name] for row in ours) for name in ("identical", "near_ties", "different")}
     of = f"{counts['identical']} identical, {counts['near_ties']} near-ties, {counts['different']} different"
     return {"value": (counts["identical"] + counts["near_ties"]) / sum(counts.values()), "of": of}

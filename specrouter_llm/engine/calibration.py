@@ -26,7 +26,8 @@ from specrouter_llm.scheduling.latency import GRID, LatencyModel
 if TYPE_CHECKING:
     from specrouter_llm.pool.pool import PoolMember
 
-FORMAT = 1
+FORMAT = 2
+"""Since 2 a drafter that loops is timed in a loop."""
 _CONTEXTS = (64, 960)
 REPEATS = 3
 """Forwards per point; their median counts."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from specrouter_llm.runtime.cache import SlotCache
 from specrouter_llm.runtime.lean import LEAN_TYPES, projections, window_of
-from specrouter_llm.runtime.packing import joined_bias
+from specrouter_llm.runtime.packing import is_watched, joined_bias
 from specrouter_llm.runtime.static_batch import StaticBatch
 from specrouter_llm.runtime.triton_layers import add_norm, gate, rotate_and_write
 
@@ -27,12 +27,15 @@ _GATES = frozenset({"silu", "swish"})
 
 
 def can_fuse(model: PreTrainedModel) -> bool:
-    """Whether the architecture is known and no linear layer is replaced, by a quantised one, say."""
-    config = model.config.get_text_config()
-    if config.model_type not in LEAN_TYPES or getattr(config, "hidden_act", None) not in _GATES:
+    """Whether the architecture is known, nobody watches its modules, and no linear layer is another kind of one."""
+    config = model.config
+    if config.model_type not in LEAN_TYPES or config.hidden_act not in _GATES or is_watched(model):
         return False
     used = [linear for layer in model.model.layers for group in projections(layer) for linear in group]
-    return all(type(linear) is nn.Linear for linear in (*used, model.get_output_embeddings()))
+    return all(
+        type(linear) is nn.Linear and type(linear.weight.data) is Tensor
+        for linear in (*used, model.get_output_embeddings())
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ class FusedForward:
     """Logits of the tokens of a `StaticBatch`; see `can_fuse`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        config = model.config.get_text_config()
+        config = model.config
         self._head_dim: int = model.model.layers[0].self_attn.head_dim
         self._key_heads: int = config.num_key_value_heads
         self._embedding: Tensor = model.get_input_embeddings().weight

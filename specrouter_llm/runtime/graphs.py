@@ -7,17 +7,18 @@ at the same addresses. Longer steps, which are prefill, run as in `EagerRunner`,
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from functools import cache, partial
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
+from specrouter_llm.runtime.attention import STORAGE_STEP
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.buckets import (
     CANONICAL_TOKENS,
@@ -31,6 +32,7 @@ from specrouter_llm.runtime.buckets import (
 )
 from specrouter_llm.runtime.cache import SlotCache
 from specrouter_llm.runtime.draft_loop import DraftLoop, Keys, LoopShape
+from specrouter_llm.runtime.parity import check_parity, probe_inputs
 from specrouter_llm.runtime.probe import PROBE_LENGTH, is_canonical
 from specrouter_llm.runtime.runner import EagerRunner
 from specrouter_llm.runtime.static_batch import StaticBatch, TileAttention
@@ -62,7 +64,7 @@ class Capture(Protocol):
 _recording = threading.Lock()
 
 
-@cache
+@functools.cache
 def _recording_stream(device: torch.device) -> torch.cuda.Stream:
     """Where all graphs of a device are recorded, one at a time: cuBLAS keeps 32 MiB for every stream it has ever met."""
     return torch.cuda.Stream(device)
@@ -87,8 +89,11 @@ class CudaCapture:
                     run()
             current.wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool(), stream=stream, capture_error_mode="thread_local"):
-                output = run()
+            try:
+                with torch.cuda.graph(graph, pool=self._pool(), stream=stream, capture_error_mode="thread_local"):
+                    output = run()
+            finally:  # where recording fails, torch may leave the thread on the stream that others record on
+                torch.cuda.set_stream(current)
         self._graphs.add(graph)
 
         def replay() -> Tensor:
@@ -129,7 +134,7 @@ class Recordings(Generic[Inputs]):
         known = self._known.pop(shape, None)
         inputs = known[0] if known else make()
         fill(inputs)
-        replay = known[1] if known else self._capture(partial(run, inputs))
+        replay = known[1] if known else self._capture(functools.partial(run, inputs))
         self._known[shape] = inputs, replay
         if len(self._known) > self._limit:  # only after recording, which has waited until no graph is running
             self._known.popitem(last=False)
@@ -186,10 +191,25 @@ class GraphRunner(EagerRunner):
         self._forwards: Recordings[StaticBatch] = Recordings(capture, MAX_GRAPHS)
         self._loops: Recordings[DraftLoop] = Recordings(capture, MAX_LOOPS)
         super().__init__(name, model, num_slots=num_slots, context_length=context_length)
+        if recorded is not None:
+            self._check_recorded()
+            self._cache = self._new_cache(num_slots, context_length)
         self.token_sizes = (CANONICAL_TOKENS,) if strict else TOKENS
         if strict:
             self.guarantee = self._probed()
             self._cache = self._new_cache(num_slots, context_length)
+
+    def _check_recorded(self) -> None:
+        """Compares it with the modules' forward over the same cache: the check at load is left out for a model in use."""
+        inputs = probe_inputs(self.vocab_size)
+        try:
+            self._cache = self._new_cache(len(inputs), STORAGE_STEP)
+            with torch.inference_mode():
+                expected = [EagerRunner._forward(self, [Span(0, 0, ids, len(ids))]) for ids in inputs]
+            check_parity(self.name, self.forward, inputs, expected, self._model.dtype)
+        except Exception:
+            self.close()
+            raise
 
     def _probed(self) -> Guarantee:
         length = min(PROBE_LENGTH, self.context_length)

@@ -144,13 +144,20 @@ def packable(model: nn.Module, device: str = "cpu") -> bool:
 
     `device="meta"` asks it about a model of shapes alone, that will be loaded on a CPU.
     """
-    modules, linears = list(model.modules()), plain_linears(model)
-    watched = any(hasattr(module, "_hf_hook") or module._forward_hooks for module in modules)
+    linears = plain_linears(model)
     plain = all(
         type(linear) is nn.Linear and linear.weight.dtype == torch.float32 and linear.weight.device.type == device
         for linear in linears
     )
-    return bool(linears) and plain and not watched and has_packing()
+    return bool(linears) and plain and not is_watched(model) and has_packing()
+
+
+def is_watched(model: nn.Module) -> bool:
+    """Whether somebody sees or changes what passes through a module, so that its own `forward` must be called."""
+    return any(
+        hasattr(module, "_hf_hook") or module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        for module in model.modules()
+    )
 
 
 def plain_linears(model: nn.Module) -> list[nn.Linear]:

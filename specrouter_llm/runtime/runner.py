@@ -77,12 +77,12 @@ class EagerRunner:
         self._num_layers: int = model.config.get_text_config().num_hidden_layers
         if _lend(model):  # else another engine runs this very model, and has checked it
             inputs = probe_inputs(self.vocab_size)
-            model.set_attn_implementation("eager")  # the reference: others silently drop soft-capping in places
-            expected = native_logits(model, inputs)
-            model.set_attn_implementation(ATTENTION_NAME)
-            packed = pack_linears(model) if pack else []
-            self._cache = self._new_cache(len(inputs), STORAGE_STEP)
             try:
+                model.set_attn_implementation("eager")  # the reference: others silently drop soft-capping in places
+                expected = native_logits(model, inputs)
+                model.set_attn_implementation(ATTENTION_NAME)
+                packed = pack_linears(model) if pack else []
+                self._cache = self._new_cache(len(inputs), STORAGE_STEP)
                 check_parity(name, self.forward, inputs, expected, model.dtype)
             except Exception:
                 _give_back(model)

@@ -75,6 +75,7 @@ def _graph_runner(
     forwards: list[Callable[[PreTrainedModel], BatchForward]] = [by_modules]
     if fused.can_fuse(model):
         forwards.insert(0, fused.FusedForward)
+    reason = ""
     for make in forwards:
         try:
             return GraphRunner(
@@ -88,7 +89,9 @@ def _graph_runner(
                 strict=strict,
             )
         except Exception as error:  # a forward that waits for the device, allocates beside the graph, or differs
-            logger.warning("%s cannot be recorded by %s: %s: %s", name, make.__name__, type(error).__name__, error)
+            logger.info("%s: no graphs with %s", name, make.__name__, exc_info=True)
+            reason = f"{type(error).__name__}: {error}"
+    logger.warning("%s runs without CUDA graphs: %s", name, reason)
     return None
 
 

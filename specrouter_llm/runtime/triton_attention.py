@@ -28,15 +28,15 @@ logger = logging.getLogger(__name__)
 
 SPLIT = 256
 """Positions that one program attends to; changing it changes bits."""
-# Numbers that change from step to step are not specialised (`do_not_specialize`): a kernel would be compiled anew for 1 and
-# for multiples of 16, in the middle of an answer.
+# Numbers and alignments that change from step to step are not specialised: a kernel would be compiled anew for 1, for
+# multiples of 16, and for tables that begin at multiples of 16 bytes, in the middle of an answer.
 MAX_GROUP = 16
 MAX_HEAD_DIM = 256
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MIN_DOT = 16  # rows and columns of the smallest matrix product
 
 
-@triton.jit(do_not_specialize=["num_tiles"])
+@triton.jit(do_not_specialize=["num_tiles"], do_not_specialize_on_alignment=["tiles"])
 def _attend_split(
     query,
     key,
@@ -129,7 +129,7 @@ def _attend_split(
         tl.store(totals + rows, total)
 
 
-@triton.jit(do_not_specialize=["num_tiles", "num_splits"])
+@triton.jit(do_not_specialize=["num_tiles", "num_splits"], do_not_specialize_on_alignment=["tiles"])
 def _add_splits(
     tiles,
     sums,

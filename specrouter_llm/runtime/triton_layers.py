@@ -65,7 +65,7 @@ def _finite(states):
     return tl.where(states - states == 0, states, 0.0).to(states.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["index"])  # part of a bucket's inputs, which may begin anywhere
 def _rotate_and_write(
     states,
     cos,

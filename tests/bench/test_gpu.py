@@ -62,18 +62,19 @@ def test_the_time_is_a_budget(tmp_path):
 
 
 def test_aims_are_read_from_the_results(tmp_path):
-    """Each figure from rows as its experiment writes them; the worst batch counts; peers are not our answers."""
+    """Each figure from rows as its experiment writes them; the worst batch counts, peers do not, nor do plain answers."""
 
     def ratio(value):
         return {"value": value, "low": value / 2, "high": value * 2}
 
     same = {"identical": 3, "near_ties": 1, "different": 0}
     peer = {"kind": "peer", "identical": 0, "near_ties": 0, "different": 4}
+    plain = {"kind": "plain", "identical": 0, "near_ties": 0, "different": 9}  # compared with itself: says nothing
     contents = {
         "identity": [{"chain": "ngram", **same}],
         "step": [{"runner": "specrouter", "tokens": 1, "over_floor": ratio(9.0)},
                  {"runner": "engine", "tokens": 1, "over_floor": ratio(1.25)}],
-        "speed": [peer, {"kind": "routed", **same, "speedup": {"plain": {"decode": ratio(3.0)},
+        "speed": [peer, plain, {"kind": "routed", **same, "speedup": {"plain": {"decode": ratio(3.0)},
                                                               "hf generate": {"decode": ratio(7.0)}}}],
         "batch": [{"kind": "routed", "batch": size, **same, "speedup": {"plain": ratio(value)}}
                   for size, value in ((1, 2.0), (8, 0.9), (32, 1.1))],

@@ -16,9 +16,12 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+pytest.importorskip("triton")
+
 from specrouter_llm import SpecRouter
 from specrouter_llm.runtime.batch import Span
-from specrouter_llm.runtime.graphs import GraphRunner
+from specrouter_llm.runtime.fused import FusedForward
+from specrouter_llm.runtime.graphs import CudaCapture, GraphRunner
 from specrouter_llm.runtime.runner import EagerRunner
 from specrouter_llm.runtime.select import make_runner
 
@@ -78,9 +81,19 @@ def test_graphs_equal_the_eager_runner(kind, dtype):
     eager = EagerRunner("m", copy.deepcopy(model), num_slots=4, context_length=2048)
     runner = runner_of(model)
     assert type(runner) is GraphRunner
+    assert isinstance(runner._recorded, FusedForward) == (kind != "gemma3")
     for spans in random_steps(60, num_slots=4, context_length=2048):
         expected, actual = eager.forward(spans), runner.forward(spans)
         assert (expected - actual).abs().max() <= TOLERANCE[dtype] * expected.abs().max()
+
+
+def test_a_forward_that_cannot_be_recorded_leaves_the_stream():
+    """Where it waits for the device; other engines record on the stream that it failed on."""
+    before = torch.cuda.current_stream()
+    with pytest.raises(Exception):  # noqa: B017 - whatever the driver says
+        CudaCapture(torch.device("cuda", 0))(lambda: torch.zeros((), device="cuda").item())
+    assert torch.cuda.current_stream() == before
+    assert torch.ones(3, device="cuda").sum().item() == 3
 
 
 @pytest.mark.parametrize(("heads", "key_heads", "head_dim"), [(32, 8, 128), (14, 2, 64), (8, 8, 80), (16, 1, 256)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +19,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+import specrouter_llm.runtime
 from specrouter_llm import SpecRouter
 from specrouter_llm.config import EngineConfig
 from specrouter_llm.runtime import graphs as graphs_module
+from specrouter_llm.runtime import select as select_module
 from specrouter_llm.runtime.attention import RaggedContext
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.graphs import GraphRunner
@@ -306,6 +310,56 @@ def test_a_loop_says_what_forwards_and_choices_say_one_by_one(warp, data):
     assert recorded == capture.recorded
 
 
+@pytest.fixture
+def on_a_device(monkeypatch):
+    """`make_runner` takes the CPU for a CUDA device; `fused` stands for the module of that name."""
+    attention = SimpleNamespace(agrees=lambda *given: True, tile_attention=host_attention)
+    fused = SimpleNamespace(can_fuse=lambda model: True, FusedForward=graphs_module.by_modules)
+    for name, module in (("triton_attention", attention), ("fused", fused)):
+        monkeypatch.setitem(sys.modules, f"specrouter_llm.runtime.{name}", module)
+        monkeypatch.setattr(specrouter_llm.runtime, name, module, raising=False)
+    monkeypatch.setattr(select_module, "CudaCapture", lambda device: Recorder())
+    monkeypatch.setattr(select_module, "_is_on_one_cuda_device", lambda model: True)
+    return fused
+
+
+def wrong(model):
+    """A forward that is not the model's."""
+    right = graphs_module.by_modules(model)
+    return lambda batch, ids, cache: -right(batch, ids, cache)
+
+
+def refused(model):
+    """A forward that cannot be made."""
+    raise RuntimeError("no such kernel")
+
+
+@pytest.mark.parametrize("other", [wrong, refused])
+def test_a_written_out_forward_that_fails_or_differs_is_not_used(on_a_device, other):
+    """Neither by the first runner of a model nor by the second, which finds the model in use; both then record its own."""
+    on_a_device.FusedForward = other
+    model = tiny()
+    options = {"num_slots": 2, "context_length": 512, "pack": False, "keep": True}
+    with torch.inference_mode():
+        expected = model(torch.tensor([[1, 2, 3]]), use_cache=False).logits[0]
+    runners = [make_runner("m", model, **options) for _ in range(2)]
+    for runner in runners:
+        assert type(runner) is GraphRunner
+        assert torch.allclose(expected, runner.forward([Span(0, 0, [1, 2, 3], 3)]), atol=1e-6)
+        runner.close()
+    assert torch.allclose(expected, model(torch.tensor([[1, 2, 3]]), use_cache=False).logits[0])
+
+
+def test_without_any_forward_to_record_there_are_no_graphs(on_a_device, monkeypatch, caplog):
+    """The log says why."""
+    monkeypatch.setattr(select_module, "by_modules", refused)
+    on_a_device.FusedForward = refused
+    runner = make_runner("m", tiny(), num_slots=2, context_length=512, pack=False, keep=True)
+    assert type(runner) is EagerRunner
+    assert "m runs without CUDA graphs: RuntimeError: no such kernel" in caplog.text
+    runner.close()
+
+
 def test_few_loops_serve_all_lengths():
     """A loop may make more choices than are asked for, but for those that its slots have no room for."""
     capture = Recorder()
@@ -316,7 +370,10 @@ def test_few_loops_serve_all_lengths():
     for count in range(1, 13):
         assert torch.equal(longest[:, :count], runner.loop([Span(0, 0, [1, 2], 1)], count, greedy, [[]]))
     assert capture.recorded - before == 7
-    assert runner.loop([Span(0, 506, [1, 2], 1)], 5, greedy, [[]]).shape == (1, 5)
+    longer = graph_runner(tiny(), context_length=1024)
+    for count in (4, 5):  # up to the last position, and one that five choices do not fill up to six
+        spans = [Span(0, 507, [1, 2], 1)]
+        assert torch.equal(longer.loop(spans, count, greedy, [[]]), runner.loop(spans, count, greedy, [[]]))
     sampled = Warp(1.0, 0, 1.0, 0.0)
     keys = keys_of(0, 2, 5, sampled)
     five, three = (runner.loop([Span(0, 0, [1, 2], 1)], n, sampled, [keys[:n]]) for n in (5, 3))

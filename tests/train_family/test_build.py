@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,11 +73,14 @@ def test_parts_are_the_same_from_any_number_of_processes(tokenizer, corpus, monk
     assert not np.array_equal(both.tokens[first : first + 1_000], corpus.tokens[:1_000])
 
 
-def test_a_run_ends_when_its_time_is_over(tmp_path):
+def test_a_run_ends_when_its_time_is_over(tmp_path, monkeypatch):
     """The rates have come down by then, and a run that is over is not taken up again."""
+    clock = itertools.count()
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: 0.05 * next(clock)))
     short = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"tokens": 10**9, "seconds": 2.0})})
     Build(short, tmp_path).run()
     state = torch.load(tmp_path / "target.pt", weights_only=True)
+    assert state["done"]["step"] == 40
     rates = [group["lr"] for optimizer in state["learners"][0]["optimizers"] for group in optimizer["param_groups"]]
     assert max(rates) < 0.1 * short.train.muon_lr
     Build(short, tmp_path).run()
@@ -145,7 +149,8 @@ def test_an_interrupted_build_ends_as_an_uninterrupted_one(tmp_path, monkeypatch
     assert set(results["right"]) >= {"arithmetic", "stories"}
     assert all(value > 0 for row in results["nats_per_byte"].values() for value in row.values())
     assert {row["temperature"] for row in results["agreement"]["chat"]} == {0.0, 1.0}
-    write_cards(tmp_path / "whole" / "family", tmp_path / "whole", results)
+    write_cards(tmp_path / "whole" / "family", [tmp_path / "further", tmp_path / "whole"], results)
+    assert (tmp_path / "whole" / "family" / "target" / "README.md").read_text().count(" M tokens in ") == 2
     assert "| arithmetic |" in (tmp_path / "whole" / "family" / "draft" / "README.md").read_text()
     assert "draft → target" in (tmp_path / "whole" / "family" / "README.md").read_text()
 

@@ -25,6 +25,8 @@ class Fact:
     question: str
     answer: str
     key: str
+    about: str
+    """Kind and subject: two facts about the same would give the same question two answers."""
 
 
 def sample(words: Words) -> Dialogue:
@@ -58,7 +60,7 @@ Answer = tuple[str, str, Callable[[str], bool] | None]
 
 def _ask(words: Words, passages: Sequence[str], facts: Sequence[tuple[int, Fact]]) -> Answer:
     index, fact = words.rng.choice(facts)
-    twins = [other for _, other in facts if other.question == fact.question and other is not fact]
+    twins = [other for _, other in facts if other.about == fact.about and other is not fact]
     if twins:
         return _quote(words, passages, facts)
     answer = fact.answer if words.rng.random() < 0.7 else f"{fact.answer[:-1]} [{index + 1}]."
@@ -112,14 +114,14 @@ def _works(words: Words) -> Fact:
             (f"What is the job of {who}?", f"{who} is a {job}.", job),
         )
     )
-    return Fact(sentence, question, answer, key)
+    return Fact(sentence, question, answer, key, f"works {who}")
 
 
 def _costs(words: Words) -> Fact:
     things, who, price = words.things(), words.name(), words.rng.randint(2, 90)
     question = f"How much do the {things} in the shop of {who} cost?"
     sentence = f"The {things} in the shop of {who} cost {price} dollars each."
-    return Fact(sentence, question, f"They cost {price} dollars each.", str(price))
+    return Fact(sentence, question, f"They cost {price} dollars each.", str(price), f"costs {things} {who}")
 
 
 def _owns(words: Words) -> Fact:
@@ -131,7 +133,7 @@ def _owns(words: Words) -> Fact:
             (f"What animal does {who} have?", f"{who} has a {animal}.", animal),
         )
     )
-    return Fact(sentence, question, answer, key)
+    return Fact(sentence, question, answer, key, f"owns {who}")
 
 
 def _founded(words: Words) -> Fact:
@@ -149,7 +151,7 @@ def _founded(words: Words) -> Fact:
             (f"Where was {company} founded?", f"{company} was founded in {place}.", place),
         )
     )
-    return Fact(sentence, question, answer, key)
+    return Fact(sentence, question, answer, key, f"founded {company}")
 
 
 def _measured(words: Words) -> Fact:
@@ -161,6 +163,7 @@ def _measured(words: Words) -> Fact:
         f"What is the {quality} of {thing}?",
         f"The {quality} of {thing} is {value} {unit}.",
         f"{value} {unit}",
+        f"measured {quality} {thing}",
     )
 
 
@@ -178,7 +181,7 @@ def _keeps(words: Words) -> Fact:
             (f"What colour is the {thing} of {who}?", f"The {thing} is {colour}.", colour),
         )
     )
-    return Fact(sentence, question, answer, key)
+    return Fact(sentence, question, answer, key, f"keeps {who}")
 
 
 _FACTS = (_works, _costs, _owns, _founded, _measured, _keeps)
