@@ -53,7 +53,7 @@ def _run(name: str, build: _Build) -> str:
     run = build.config["train"] if name == "target" else build.config["distil"]
     note = build.notes[name]
     return (
-        f"- {note['tokens'] / 1e6:.1f} M tokens in {note['steps']} steps of {run['batch_tokens']} positions on "
+        f"- {note['tokens'] / 1e6:.1f} M tokens, {run['batch_tokens']} positions a step, on "
         f"{build.config['device']}, Muon {run['muon_lr']:g} and AdamW {run['adam_lr']:g}; loss over the last tenth "
         f"{note['training_loss']:.3f} nats per position."
     )
@@ -80,7 +80,7 @@ def _member(name: str, builds: Sequence[_Build], results: Mapping[str, Any], fol
         _DATA,
         "## Held-out loss",
         "",
-        "Nats per byte of the right answer, on words that training never saw:",
+        "Nats per byte of the right answer, in held-out dialogues:",
         "",
         *_table(("skill", "nats per byte"), [(k, f"{v:.3f}") for k, v in results["nats_per_byte"][name].items()]),
         "",
@@ -121,7 +121,8 @@ def _family(builds: Sequence[_Build], results: Mapping[str, Any], family: Path) 
         "",
         "## Right answers of the target",
         "",
-        "Greedy, on held-out dialogues whose words training never saw (`python -m examples.train_family evaluate`):",
+        "Greedy, on held-out dialogues, whose words are kept out of the lists that training draws from "
+        "(`python -m examples.train_family evaluate`):",
         "",
         *_table(("skill", "right", "asked"), right),
         "",

@@ -313,6 +313,6 @@ def test_bytes_that_a_step_reads(models):
 
 
 def test_only_the_target_is_widened():
-    wide = Models.of("demo", widen="12M", target_only=True)
+    wide = Models.of("demo", widen="30M", target_only=True)
     assert wide.target.widen is not None
     assert [None, None] == [draft.widen for draft in wide.drafts]

@@ -12,7 +12,7 @@ def test_the_whole_family_is_loaded_by_its_name():
     """`demo` is the target with both drafts, in float32 although stored in 16 bit, with one vocabulary."""
     pool = ModelPool.load("demo", device="cpu", max_batch=2, progress=False)
     assert list(pool.members) == ["demo/target", "demo/middle", "demo/draft"]
-    assert [member.num_parameters for member in pool.members.values()] == [5_475_584, 1_078_144, 362_816]
+    assert [member.num_parameters for member in pool.members.values()] == [15_341_952, 3_262_208, 893_568]
     assert {torch.float32} == {member.model.dtype for member in pool.members.values()}
     assert pool.max_context == pool.target.context_length == 2048
     assert pool.target.eos_token_ids == {pool.tokenizer.convert_tokens_to_ids("<|end|>")}

@@ -370,10 +370,10 @@ def test_few_loops_serve_all_lengths():
     for count in range(1, 13):
         assert torch.equal(longest[:, :count], runner.loop([Span(0, 0, [1, 2], 1)], count, greedy, [[]]))
     assert capture.recorded - before == 7
-    longer = graph_runner(tiny(), context_length=1024)
-    for count in (4, 5):  # up to the last position, and one that five choices do not fill up to six
-        spans = [Span(0, 507, [1, 2], 1)]
-        assert torch.equal(longer.loop(spans, count, greedy, [[]]), runner.loop(spans, count, greedy, [[]]))
+    short, longer = (graph_runner(tiny(), context_length=length) for length in (512, 1024))
+    for count in (4, 5):  # up to the last position; there is no room for six
+        spans = [Span(0, 506, [1, 2], 1)]
+        assert torch.equal(longer.loop(spans, count, greedy, [[]]), short.loop(spans, count, greedy, [[]]))
     sampled = Warp(1.0, 0, 1.0, 0.0)
     keys = keys_of(0, 2, 5, sampled)
     five, three = (runner.loop([Span(0, 0, [1, 2], 1)], n, sampled, [keys[:n]]) for n in (5, 3))

@@ -150,7 +150,7 @@ def test_an_interrupted_build_ends_as_an_uninterrupted_one(tmp_path, monkeypatch
     assert all(value > 0 for row in results["nats_per_byte"].values() for value in row.values())
     assert {row["temperature"] for row in results["agreement"]["chat"]} == {0.0, 1.0}
     write_cards(tmp_path / "whole" / "family", [tmp_path / "further", tmp_path / "whole"], results)
-    assert (tmp_path / "whole" / "family" / "target" / "README.md").read_text().count(" M tokens in ") == 2
+    assert (tmp_path / "whole" / "family" / "target" / "README.md").read_text().count(" M tokens, ") == 2
     assert "| arithmetic |" in (tmp_path / "whole" / "family" / "draft" / "README.md").read_text()
     assert "draft → target" in (tmp_path / "whole" / "family" / "README.md").read_text()
 
@@ -158,7 +158,7 @@ def test_an_interrupted_build_ends_as_an_uninterrupted_one(tmp_path, monkeypatch
 def test_training_lowers_the_loss(tmp_path):
     longer = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"tokens": 120_000})})
     Build(longer, tmp_path).run()
-    assert json.loads((tmp_path / "training.json").read_text())["target"]["training_loss"] < 0.75 * np.log(512)
+    assert json.loads((tmp_path / "training.json").read_text())["target"]["training_loss"] < 0.8 * np.log(512)
 
 
 def test_gsm8k_is_read_without_its_marks(tmp_path):

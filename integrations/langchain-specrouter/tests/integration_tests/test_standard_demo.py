@@ -17,7 +17,7 @@ MODEL = os.environ.get("SPECROUTER_TEST_MODEL", "demo")
 
 def too_hard(why):
     """Not strict: which of two nearly equal tokens a small model prefers may differ between machines."""
-    return pytest.mark.xfail(MODEL == "demo", reason=f"5.5 M parameters: {why}", strict=False)
+    return pytest.mark.xfail(MODEL == "demo", reason=f"15 M parameters: {why}", strict=False)
 
 
 class TestDemo(ChatModelIntegrationTests):
@@ -62,15 +62,6 @@ class TestDemo(ChatModelIntegrationTests):
             return model.invoke(prompt)
         chunks = list(model.stream(prompt))
         return sum(chunks[1:], start=chunks[0])
-
-    @too_hard("the right tool is called, with another number than the one asked for")
-    @pytest.mark.parametrize("model", [{}, {"output_version": "v1"}], indirect=True)
-    def test_tool_calling(self, model):
-        super().test_tool_calling(model)
-
-    @too_hard("the right tool is called, with another number than the one asked for")
-    async def test_tool_calling_async(self, model):
-        await super().test_tool_calling_async(model)
 
     @too_hard("the call is well-formed, the Chinese name is not copied")
     def test_unicode_tool_call_integration(self, model):
