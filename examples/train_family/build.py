@@ -18,6 +18,8 @@ from examples.train_family.tokenizer import load_tokenizer, train_tokenizer
 from examples.train_family.training import Done, Run, imitating, predicting
 
 _TOKENIZER_DOCUMENTS = 20_000
+_SHARD = "15MB"
+"""Most of one file of weights: small enough for what moves files from a machine that trains to another one."""
 TARGET = "target"
 
 
@@ -99,7 +101,7 @@ class Build:
         half = LlamaForCausalLM(model.config).to(torch.float16)
         half.load_state_dict(model.state_dict())
         half.generation_config = GenerationConfig.from_model_config(half.config)
-        half.save_pretrained(folder)
+        half.save_pretrained(folder, max_shard_size=_SHARD)
         tokenizer.save_pretrained(folder)
 
     def _note(self, name: str, done: Done, loss: float, learner: Learner) -> None:

@@ -163,8 +163,10 @@ def _shape(shape: Mapping[str, Any]) -> str:
 
 
 def _megabytes(folder: Path) -> float:
-    with safe_open(folder / "model.safetensors", framework="pt") as weights:
-        numbers = sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118 - not a dict
+    numbers = 0
+    for shard in folder.glob("*.safetensors"):
+        with safe_open(shard, framework="pt") as weights:
+            numbers += sum(weights.get_tensor(name).numel() for name in weights.keys())  # noqa: SIM118 - not a dict
     return 2 * numbers / 1e6
 
 

@@ -104,7 +104,7 @@ def check_equal_to_plain(params):
         world = World()
         rows = [world.row(prompt, params, seed=i) for i, prompt in enumerate(PROMPTS)]
         plans = [*CHAINS, PLAIN]
-        answers = world.run(rows, lambda row, step: plans[(row.slot + step + shift) % len(plans)])  # noqa: B023
+        answers = world.run(rows, lambda row, step: plans[(row.slot + step + shift) % len(plans)])  # noqa: B023 - called at once
         assert answers == expected
 
 

@@ -50,7 +50,7 @@ class Cell:
 
     def __init__(self, vocab_size, prompt, params, drafter, *, n):
         generator = torch.Generator().manual_seed(vocab_size)
-        draw = lambda: torch.randn(vocab_size, vocab_size, generator=generator, dtype=torch.float64)  # noqa: E731
+        draw = lambda: torch.randn(vocab_size, vocab_size, generator=generator, dtype=torch.float64)  # noqa: E731 - one line of drawing
         self.table = draw()
         noise, other = draw(), draw()
         draft = -self.table if drafter == "reversed" else self.table + 0.3 * noise

@@ -141,7 +141,7 @@ class SpecRouterSettings(BaseModel):
         if self.engine is not None and model == self.model:
             if drafts is not None:
                 raise SpecRouterInvalidRequestError("drafts make an engine; one was given: leave them out")
-            return self.engine  # type: ignore[no-any-return]
+            return self.engine  # type: ignore[no-any-return]  # a field of any type
         options = {**self.engine_kwargs, **({} if self.policy is None else {"policy": self.policy})}
         with core_errors():
             engine = shared_engine(model, drafts, **options)

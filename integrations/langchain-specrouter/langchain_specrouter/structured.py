@@ -54,13 +54,14 @@ def json_schema(schema: Schema) -> dict[str, Any]:
 
 def text_parser(schema: Schema | None) -> Parser:
     """Parses an answer whose text is JSON."""
+    # What is_pydantic says of the schema, mypy does not know.
     return PydanticOutputParser(pydantic_object=schema) if is_pydantic(schema) else JsonOutputParser()  # type: ignore[arg-type]
 
 
 def tool_parser(schema: Schema, name: str) -> Parser:
     """Parses an answer that is one call of the tool made from the schema."""
     if is_pydantic(schema):
-        return PydanticToolsParser(tools=[schema], first_tool_only=True)  # type: ignore[list-item]
+        return PydanticToolsParser(tools=[schema], first_tool_only=True)  # type: ignore[list-item]  # checked by is_pydantic
     return JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
 
 

@@ -61,7 +61,7 @@ class EndpointTests(LLMTests):
         """One start and one end, of the endpoint's own kind, in both event systems."""
         own, other = (LLMChatStartEvent, LLMChatEndEvent), (LLMCompletionStartEvent, LLMCompletionEndEvent)
         if endpoint in COMPLETION:
-            own, other = other, own  # type: ignore[assignment]
+            own, other = other, own  # type: ignore[assignment]  # two kinds of one endpoint
         debug = LlamaDebugHandler(print_trace_on_end=False)
         llm.callback_manager = CallbackManager([debug])
         with recorded() as events:
