@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from examples.train_family.dialogue import Dialogue
+from examples.train_family.dialogue import Dialogue, calling, written
 from examples.train_family.skills import SKILLS
 from examples.train_family.words import Words
-from specrouter_llm import SpecRouter
+from specrouter_llm import SamplingParams, SpecRouter
 from specrouter_llm.bench.match import measure
 from specrouter_llm.bench.models import Models
+from specrouter_llm.chat import ChatRequest, ChatResult, submit
 
 MAX_TOKENS = 200
 _SEED = 90_001
@@ -57,22 +59,58 @@ def prompt_ids(tokenizer: Any, dialogue: Dialogue) -> list[int]:
 
 
 def right_answers(family: Family, count: int) -> dict[str, dict[str, Any]]:
-    """Per skill: how many of `count` greedy answers are right, and one wrong one; tool dialogues by what they end with."""
+    """Per skill: how many of `count` greedy answers are right, and one wrong one; tool dialogues by what they end with.
+
+    Tool dialogues are asked twice: as plain text, and as a chat, in which a call that has begun is held to the tools' names and
+    schemas, as it is for whoever uses tools through this package.
+    """
     tokenizer = AutoTokenizer.from_pretrained(family.target)
     found: dict[str, dict[str, Any]] = {}
     with SpecRouter.from_pretrained(str(family.target), progress=False, max_batch=8) as engine:
         for skill in tqdm(SKILLS, desc="answers"):
             dialogues = held_out(skill, count)
             prompts = [prompt_ids(tokenizer, dialogue) for dialogue in dialogues]
-            answers = engine.generate(prompts, max_tokens=MAX_TOKENS)
-            for dialogue, answer in zip(dialogues, answers, strict=True):
-                row = found.setdefault(_kind(skill, dialogue), {"asked": 0, "right": 0})
-                row["asked"] += 1
-                if dialogue.accepts(answer.text):
-                    row["right"] += 1
-                else:
-                    row.setdefault("wrong", {"wanted": dialogue.answer, "said": answer.text})
+            texts = [answer.text for answer in engine.generate(prompts, max_tokens=MAX_TOKENS)]
+            _judge(found, skill, dialogues, texts)
+            if skill == "tools":
+                _judge(found, skill, dialogues, _chatted(engine, dialogues), " (chat)")
     return found
+
+
+def _judge(
+    found: dict[str, dict[str, Any]], skill: str, dialogues: Sequence[Dialogue], texts: Sequence[str], how: str = ""
+) -> None:
+    """Counts the right ones among the answers."""
+    for dialogue, text in zip(dialogues, texts, strict=True):
+        row = found.setdefault(_kind(skill, dialogue) + how, {"asked": 0, "right": 0})
+        row["asked"] += 1
+        if dialogue.accepts(text):
+            row["right"] += 1
+        else:
+            row.setdefault("wrong", {"wanted": dialogue.answer, "said": text})
+
+
+def _chatted(engine: SpecRouter, dialogues: Sequence[Dialogue]) -> list[str]:
+    """Answers through the chat interface, calls spelt as the model spells them."""
+    handles = [
+        submit(
+            engine,
+            ChatRequest(
+                messages=dialogue.prompt,
+                tools=[{"type": "function", "function": tool} for tool in dialogue.tools],
+                params=SamplingParams(max_tokens=MAX_TOKENS),
+            ),
+        )
+        for dialogue in dialogues
+    ]
+    return [_spelt(handle.result()[0]) for handle in handles]
+
+
+def _spelt(answer: ChatResult) -> str:
+    """Its calls as the model spells them, or its text."""
+    if not answer.tool_calls or any(call.error for call in answer.tool_calls):
+        return answer.content
+    return written(calling(*((call.name, json.loads(call.arguments)) for call in answer.tool_calls)))
 
 
 def _kind(skill: str, dialogue: Dialogue) -> str:

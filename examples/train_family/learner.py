@@ -10,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from examples.train_family.config import Shape, Training
 from examples.train_family.induction import begin_with_induction, begin_with_twins
+from examples.train_family.muon import BatchedMuon
 
 HEAD_DIM = 64
 CONTEXT = 2048
@@ -51,7 +52,7 @@ class Learner:
         others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
         self._rates = (settings.muon_lr, settings.adam_lr)
         self._optimizers: tuple[torch.optim.Optimizer, ...] = (
-            torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay),
+            BatchedMuon(matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay),
             torch.optim.AdamW(others, lr=settings.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
         )
 
