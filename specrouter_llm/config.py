@@ -99,8 +99,8 @@ class EngineConfig:
     pack: bool = True
     """Pack float32 weights on a CPU: much faster. A model that the caller loaded keeps its own weights beside them."""
     strict: bool = False
-    """On a CUDA device, pad every forward of the target to one number of tokens, so that its bits do not depend on chain
-    and batch; `guarantee` says whether a probe found them equal. Costs time where there are many rows or long prompts."""
+    """On a CUDA device, run every forward of the target so that its bits do not depend on chain and batch; `guarantee` says
+    whether a probe found them equal. Costs time for long prompts, and for all forwards where they have to be padded."""
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_queue", "prefill_chunk"):

@@ -13,7 +13,7 @@ TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 TURNS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Numbers of choices that loops are recorded for: a router tries many, and recording one takes longer than a choice more."""
 CANONICAL_TOKENS = 64
-"""The one number of tokens of strict mode: large enough to be worth a launch, small enough to be bound by the weights."""
+"""The one number of tokens of strict mode where bits depend on it: worth a launch, and still bound by the weights."""
 TILE_TOKENS = 8
 """Most tokens of one row that attention handles together."""
 _SHORTEST = 512
@@ -44,10 +44,10 @@ class Tile(NamedTuple):
     number: int
 
 
-def bucket_for(spans: Sequence[Span], capacity: int) -> Bucket | None:
-    """The smallest bucket that holds the spans; None if they have too many tokens."""
+def bucket_for(spans: Sequence[Span], capacity: int, sizes: Sequence[int] = TOKENS) -> Bucket | None:
+    """The smallest bucket of one of these numbers of tokens that holds the spans; None if they have too many."""
     fed = sum(len(span.token_ids) for span in spans)
-    tokens = next((size for size in TOKENS if size >= fed), None)
+    tokens = next((size for size in sizes if size >= fed), None)
     return None if tokens is None else Bucket(tokens, _extent(spans, capacity))
 
 
@@ -69,11 +69,6 @@ def turns_for(spans: Sequence[Span], count: int, longest: int) -> int:
     """How many choices a loop makes where `count` are asked for; no more than that if others would not fit in the slots."""
     turns = next((number for number in TURNS if number >= count), count)
     return turns if max(span.end for span in spans) + turns - 1 <= longest else count
-
-
-def canonical_bucket(spans: Sequence[Span], capacity: int) -> Bucket:
-    """The bucket of strict mode; the extent is not seen by the bits, for attention adds up by position."""
-    return Bucket(CANONICAL_TOKENS, _extent(spans, capacity))
 
 
 def _extent(spans: Sequence[Span], capacity: int, more: int = 0) -> int:

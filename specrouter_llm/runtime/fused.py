@@ -18,7 +18,8 @@ from specrouter_llm.runtime.cache import SlotCache
 from specrouter_llm.runtime.lean import LEAN_TYPES, projections, window_of
 from specrouter_llm.runtime.packing import is_watched, joined_bias
 from specrouter_llm.runtime.static_batch import StaticBatch
-from specrouter_llm.runtime.triton_layers import add_norm, gate, rotate_and_write
+from specrouter_llm.runtime.triton_layers import add_norm, rotate_and_write
+from specrouter_llm.runtime.triton_products import product
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,8 +46,9 @@ class _Matrix:
     weight: Tensor
     bias: Tensor | None
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        return F.linear(rows, self.weight, self.bias)
+    def __call__(self, rows: Tensor, *, gated: bool = False) -> Tensor:
+        """See `product`."""
+        return product(rows, self.weight, self.bias, gated=gated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class FusedForward:
         self._key_heads: int = config.num_key_value_heads
         self._embedding: Tensor = model.get_input_embeddings().weight
         self._rotary: nn.Module = model.model.rotary_emb
+        self._table = self._embedding.new_empty(2, 0, self._head_dim)
         self._layers = [_layer(layer) for layer in model.model.layers]
         self._norm = _norm(model.model.norm)
         self._head = _joined([model.get_output_embeddings()])
@@ -78,21 +81,33 @@ class FusedForward:
     def __call__(self, batch: StaticBatch, ids: Tensor, cache: SlotCache) -> Tensor:
         """Logits [tokens, V] of the ids [tokens] at the batch's places; writes the cache."""
         stream = F.embedding(ids, self._embedding)
-        cos, sin = (part[0].contiguous() for part in self._rotary(stream[None], batch.positions[None]))
+        like = stream.new_empty(len(ids), self._key_heads, self._head_dim)
+        cos, sin = self._angles(cache.capacity)
         index = batch.write_index(ids.device)
         added: Tensor | None = None
         for number, layer in enumerate(self._layers):
             stream, normed = add_norm(stream, added, *layer.input_norm)
-            states = layer.query_key_value(normed).unflatten(1, (-1, self._head_dim))
-            keys, values = states[:, -2 * self._key_heads :].chunk(2, dim=1)
+            states = layer.query_key_value(normed).unflatten(2, (-1, self._head_dim))
             slabs = cache.layers[number]
-            query = rotate_and_write(states, cos, sin, layer.head_norms, index, *slabs.rows(keys, values))
+            query = rotate_and_write(
+                states, cos, sin, layer.head_norms, batch.positions, index, *slabs.rows(like, like)
+            )
             if number == len(self._layers) - 1:  # a rotation keeps what is not finite
-                cache.mark(keys, index)
+                cache.mark(states.sum(0)[:, -2 * self._key_heads : -self._key_heads], index)
             attended = batch.attend(query.transpose(0, 1), slabs.keys, slabs.values, layer.scaling, layer.window)
             stream, normed = add_norm(stream, layer.output(attended.flatten(1)), *layer.inner_norm)
-            added = layer.down(gate(layer.gate_up(normed)))
-        return self._head(add_norm(stream, added, *self._norm)[1])
+            (opened,) = layer.gate_up(normed, gated=True)
+            added = layer.down(opened)
+        logits = self._head(add_norm(stream, added, *self._norm)[1])
+        return logits[0] if len(logits) == 1 else logits.sum(0).to(stream.dtype)
+
+    def _angles(self, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [at least length, D] by position. Made before a graph is recorded, for it runs first."""
+        if self._table.shape[1] < length:
+            positions = torch.arange(length, device=self._table.device)[None]
+            self._table = torch.cat(self._rotary(self._table, positions))
+        cos, sin = self._table.unbind()
+        return cos, sin
 
 
 def _layer(module: Any) -> _Layer:

@@ -25,7 +25,6 @@ from specrouter_llm.runtime.buckets import (
     TOKENS,
     Bucket,
     bucket_for,
-    canonical_bucket,
     launches,
     loop_buckets,
     turns_for,
@@ -177,9 +176,9 @@ class GraphRunner(EagerRunner):
     ) -> None:
         """`recorded` is the forward of small steps, by default the model's own, which longer ones always take.
 
-        `strict` runs every forward in launches of CANONICAL_TOKENS tokens, padded if there are fewer. The bits of a
-        matrix product depend on the number of rows, not on what the rows hold or which one it is; so a token's logits
-        then depend on its row's tokens alone, wherever a probe finds that to hold.
+        `strict` records every forward, long ones in several launches. Where a probe finds that a token's logits then have
+        the same bits in all of them, as products of our own have, that is all. Else every launch is padded to CANONICAL_TOKENS
+        tokens: the bits of a library's matrix product depend on the number of rows, not on what they hold or which one it is.
 
         Raises:
             UnsupportedModelError: through the cache its logits differ from its own.
@@ -188,16 +187,17 @@ class GraphRunner(EagerRunner):
         self._attention = attention
         self._recorded = recorded or by_modules(model)
         self._strict = strict
+        self._sizes: Sequence[int] = TOKENS
         self._forwards: Recordings[StaticBatch] = Recordings(capture, MAX_GRAPHS)
         self._loops: Recordings[DraftLoop] = Recordings(capture, MAX_LOOPS)
         super().__init__(name, model, num_slots=num_slots, context_length=context_length)
         if recorded is not None:
             self._check_recorded()
             self._cache = self._new_cache(num_slots, context_length)
-        self.token_sizes = (CANONICAL_TOKENS,) if strict else TOKENS
         if strict:
             self.guarantee = self._probed()
             self._cache = self._new_cache(num_slots, context_length)
+        self.token_sizes = self._sizes
 
     def _check_recorded(self) -> None:
         """Compares it with the modules' forward over the same cache: the check at load is left out for a model in use."""
@@ -212,13 +212,17 @@ class GraphRunner(EagerRunner):
             raise
 
     def _probed(self) -> Guarantee:
+        """Chooses the numbers of tokens of strict mode."""
         length = min(PROBE_LENGTH, self.context_length)
-        self._cache = self._new_cache(2, length)
         try:
-            return "bitwise" if is_canonical(self.forward, self.vocab_size, length) else "near-tie"
+            for self._sizes in (TOKENS, (CANONICAL_TOKENS,)):
+                self._cache = self._new_cache(2, length)
+                if is_canonical(self.forward, self.vocab_size, length):
+                    return "bitwise"
         except Exception:
             self.close()
             raise
+        return "near-tie"
 
     def _new_cache(self, num_slots: int, length: int) -> SlotCache:
         self._forwards.clear()
@@ -226,11 +230,12 @@ class GraphRunner(EagerRunner):
         return SlotCache(self._num_layers, num_slots, length, trash=TOKENS[-1])
 
     def _forward(self, spans: Sequence[Span]) -> Tensor:
+        bucket = bucket_for(spans, self._cache.capacity, self._sizes)
+        if bucket is not None:
+            return self._launch(spans, bucket)
         if self._strict:
-            parts = launches(spans, CANONICAL_TOKENS)
-            return torch.cat([self._launch(part, canonical_bucket(part, self._cache.capacity)) for part in parts])
-        bucket = bucket_for(spans, self._cache.capacity)
-        return super()._forward(spans) if bucket is None else self._launch(spans, bucket)
+            return torch.cat([self._forward(part) for part in launches(spans, self._sizes[-1])])
+        return super()._forward(spans)
 
     def _launch(self, spans: Sequence[Span], bucket: Bucket) -> Tensor:
         self._cache.expect(spans)
@@ -244,10 +249,10 @@ class GraphRunner(EagerRunner):
         return wanted if wanted.dtype == torch.float64 else wanted.float()
 
     def loop(self, spans: Sequence[Span], count: int, warp: Warp, keys: Sequence[Keys]) -> Tensor | None:
-        """See `LoopingRunner`; strict mode has one shape only, and the loop's are others."""
+        """See `LoopingRunner`; where there is one number of tokens only, the loop's are others."""
         turns = turns_for(spans, count, self._cache.max_length)
         buckets = loop_buckets(spans, turns, self._cache.capacity)
-        if buckets is None or self._strict:
+        if buckets is None or self._sizes is not TOKENS:
             return None
         shape = LoopShape(*buckets, turns, warp)
         with torch.inference_mode():

@@ -23,7 +23,7 @@ _LENGTH = 18
 _FORWARD_LENGTH = 9
 """Tokens for the whole model: enough for every pattern below, few enough for a large one."""
 _FEW_MATES = (2, 7)
-_MANY_MATES = (19, 50)
+_MANY_MATES = (19, 50, 110)
 """Tokens of another row before them."""
 PROBE_LENGTH = 1536
 """Positions that `is_canonical` needs to try all its contexts."""
@@ -36,12 +36,13 @@ def is_bitwise(forward: Callable[[Sequence[Span]], Tensor], vocab_size: int, sha
 
 
 def is_canonical(forward: Callable[[Sequence[Span]], Tensor], vocab_size: int, length: int) -> bool:
-    """`is_bitwise` of a forward of one number of tokens: over long contexts and anywhere among that many.
+    """`is_bitwise` of a forward that is padded to a few numbers of tokens: over long contexts and anywhere among many.
 
     `forward` has two slots of `length` positions to write to.
     """
     starts = [start for start in _STARTS if start + _FORWARD_LENGTH <= length]
-    return all(_forward_is_stable(forward, vocab_size, start, _MANY_MATES) for start in starts)
+    mates = [min(count, length) for count in _MANY_MATES]
+    return all(_forward_is_stable(forward, vocab_size, start, mates) for start in starts)
 
 
 def _attention_is_stable(start: int, heads: int, key_heads: int, head_dim: int) -> bool:
@@ -62,7 +63,7 @@ def _attention_is_stable(start: int, heads: int, key_heads: int, head_dim: int) 
 
 
 def _forward_is_stable(
-    forward: Callable[[Sequence[Span]], Tensor], vocab_size: int, start: int = 0, mates: tuple[int, int] = _FEW_MATES
+    forward: Callable[[Sequence[Span]], Tensor], vocab_size: int, start: int = 0, mates: Sequence[int] = _FEW_MATES
 ) -> bool:
     """The same tokens fed whole, in pieces, and behind another row."""
     ids = [(11 + 7 * i) % vocab_size for i in range(start + max(_FORWARD_LENGTH, *mates))]
@@ -76,5 +77,6 @@ def _forward_is_stable(
         return torch.cat([forward([*mate, Span(0, a, ids[a:b], b - a)]) for a, b in itertools.pairwise(edges)])
 
     whole = run()
-    fewer, more = mates
-    return all(torch.equal(whole, other) for other in (run(1, 2, 4), run(5, mates=fewer), run(mates=more)))
+    fewer, *more = mates
+    others = (run(1, 2, 4), run(5, mates=fewer), *(run(mates=count) for count in more))
+    return all(torch.equal(whole, other) for other in others)

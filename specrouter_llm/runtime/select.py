@@ -35,7 +35,7 @@ def make_runner(
     Args:
         pack: whether linear weights may be packed at all; without it every model runs as transformers has it.
         keep: the model belongs to a caller and must stay usable, so that packed weights are a second copy.
-        strict: on a CUDA device, pad every forward to one number of tokens so that bits do not depend on the batch.
+        strict: on a CUDA device, run every forward so that bits do not depend on the batch; see `GraphRunner`.
 
     Raises:
         UnsupportedModelError: the model's logits through our cache differ from its own.

@@ -27,7 +27,7 @@ class TileAttention(Protocol):
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """[Hq, N, D] over slabs [slots, capacity, Hk, D] -> [N, Hq, Dv], zeros for tokens of no tile."""
+        """[Hq, N, D] over slabs [slots, capacity, Hk, D] -> [N, Hq, Dv], anything for tokens of no tile."""
         ...
 
 

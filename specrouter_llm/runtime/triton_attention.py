@@ -23,10 +23,11 @@ from torch import Tensor
 from specrouter_llm.runtime.attention import RaggedContext, rounded_up
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.buckets import TILE_TOKENS, tiles_of
+from specrouter_llm.runtime.triton_launch import follow, launched_early
 
 logger = logging.getLogger(__name__)
 
-SPLIT = 256
+SPLIT = 128
 """Positions that one program attends to; changing it changes bits."""
 # Numbers and alignments that change from step to step are not specialised: a kernel would be compiled anew for 1, for
 # multiples of 16, and for tables that begin at multiples of 16 bytes, in the middle of an answer.
@@ -67,11 +68,13 @@ def _attend_split(
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (tile, key head, split). Rows of a tile: GROUP_ROWS query heads of the first token, of the second, ..."""
     tile = tl.program_id(0)
     head = tl.program_id(1)
     split = tl.program_id(2)
+    follow(EARLY)
     slot = tl.load(tiles + tile)
     offset = tl.load(tiles + num_tiles + tile)
     start = tl.load(tiles + 2 * num_tiles + tile)
@@ -124,9 +127,9 @@ def _attend_split(
             total = total * kept + tl.sum(weight, 1)
             peak = raised
         rows = ((tile.to(tl.int64) * tl.num_programs(1) + head) * tl.num_programs(2) + split) * ROWS + row
-        tl.store(sums + rows[:, None] * VALUE_COLUMNS + value_column[None, :], summed)
-        tl.store(peaks + rows, peak)
-        tl.store(totals + rows, total)
+        tl.store(sums + rows[:, None] * VALUE_COLUMNS + value_column[None, :], summed, mask=live[:, None])
+        tl.store(peaks + rows, peak, mask=live)
+        tl.store(totals + rows, total, mask=live)
 
 
 @triton.jit(do_not_specialize=["num_tiles", "num_splits"], do_not_specialize_on_alignment=["tiles"])
@@ -147,37 +150,49 @@ def _add_splits(
     VALUE_COLUMNS: tl.constexpr,
     SPLIT: tl.constexpr,
     WINDOW: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (tile, key head): only the splits that `_attend_split` has written, from the first to the last."""
     tile = tl.program_id(0)
     head = tl.program_id(1)
+    follow(EARLY)
     offset = tl.load(tiles + num_tiles + tile)
     start = tl.load(tiles + 2 * num_tiles + tile)
     count = tl.load(tiles + 3 * num_tiles + tile)
     first = start * 0
     if WINDOW > 0:
         first = tl.maximum(start - WINDOW + 1, 0) // SPLIT
+    number = tl.cdiv(start + count, SPLIT)
     row = tl.arange(0, ROWS)
-    column = tl.arange(0, VALUE_COLUMNS)
-    peak = tl.full([ROWS], -float("inf"), ACCUMULATOR)
-    total = tl.zeros([ROWS], ACCUMULATOR)
-    summed = tl.zeros([ROWS, VALUE_COLUMNS], ACCUMULATOR)
-    for split in range(first, tl.cdiv(start + count, SPLIT)):
-        rows = ((tile.to(tl.int64) * tl.num_programs(1) + head) * num_splits + split) * ROWS + row
-        other = tl.load(peaks + rows)
-        raised = tl.maximum(peak, other)
-        base = tl.where(raised == -float("inf"), 0.0, raised)
-        kept = tl.exp(peak - base)
-        scaled = tl.exp(other - base)
-        summed = (
-            summed * kept[:, None] + tl.load(sums + rows[:, None] * VALUE_COLUMNS + column[None, :]) * scaled[:, None]
-        )
-        total = total * kept + tl.load(totals + rows) * scaled
-        peak = raised
     token = row // GROUP_ROWS
     member = row % GROUP_ROWS
     live = (token < count) & (member < GROUP)
+    column = tl.arange(0, VALUE_COLUMNS)
+    among = tl.arange(0, AT_ONCE)
+    peak = tl.full([ROWS], -float("inf"), ACCUMULATOR)
+    total = tl.zeros([ROWS], ACCUMULATOR)
+    summed = tl.zeros([ROWS, VALUE_COLUMNS], ACCUMULATOR)
+    slab = (tile.to(tl.int64) * tl.num_programs(1) + head) * num_splits
+    # Groups begin at fixed splits, and their loads are all on their way before the first is used.
+    for begin in range(first // AT_ONCE * AT_ONCE, number, AT_ONCE):
+        rows = (slab + begin + among)[None, :] * ROWS + row[:, None]
+        there = live[:, None] & ((begin + among >= first) & (begin + among < number))[None, :]
+        others = tl.load(peaks + rows, mask=there, other=-float("inf"))
+        raised = tl.maximum(peak, tl.max(others, 1))
+        base = tl.where(raised == -float("inf"), 0.0, raised)
+        kept = tl.exp(peak - base)
+        scaled = tl.exp(others - base[:, None])
+        total = total * kept + tl.sum(tl.load(totals + rows, mask=there, other=0.0) * scaled, 1)
+        summed = summed * kept[:, None]
+        for each in tl.static_range(AT_ONCE):
+            place = ((slab + begin + each) * ROWS + row)[:, None] * VALUE_COLUMNS + column[None, :]
+            part = tl.load(
+                sums + place, mask=live[:, None] & (begin + each >= first) & (begin + each < number), other=0.0
+            )
+            summed += part * tl.sum(tl.where(among[None, :] == each, scaled, 0.0), 1)[:, None]
+        peak = raised
     result = summed / tl.where(live, total, 1.0)[:, None]
     places = (offset + token) * output_token + (head * GROUP + member) * output_head
     tl.store(
@@ -200,7 +215,7 @@ def tile_attention(
     """Attention of packed queries [Hq, N, D] over slabs [slots, capacity, Hk, D] -> [N, Hq, Dv]; see `TileAttention`.
 
     `tiles` is [4, T] on the device: slot, offset, start and number of each `Tile`; a number of 0 is no tile. Tokens of no tile
-    get zeros. No tile may reach beyond `extent`.
+    get anything. No tile may reach beyond `extent`.
     """
     heads, tokens, size = query.shape
     key_heads, value_size = value.shape[2:]
@@ -213,7 +228,7 @@ def tile_attention(
     shape = (num_tiles, key_heads, num_splits, rows)
     sums = query.new_empty((*shape, columns), dtype=accumulator)
     peaks, totals = query.new_empty((2, *shape), dtype=accumulator).unbind(0)
-    output = query.new_zeros(tokens, heads, value_size)
+    output = query.new_empty(tokens, heads, value_size)
     common = {
         "GROUP": group,
         "GROUP_ROWS": group_rows,
@@ -225,6 +240,7 @@ def tile_attention(
         "ACCUMULATOR": tl.float64 if accumulator == torch.float64 else tl.float32,
         "enable_fp_fusion": True,
         "num_warps": 8 if rows * columns > 4096 else 4,
+        **launched_early(query.device),
     }
     _attend_split[(num_tiles, key_heads, num_splits)](
         query,
@@ -247,7 +263,16 @@ def tile_attention(
         **common,
     )
     _add_splits[(num_tiles, key_heads)](
-        tiles, sums, peaks, totals, output, *output.stride()[:2], num_tiles, num_splits, **common
+        tiles,
+        sums,
+        peaks,
+        totals,
+        output,
+        *output.stride()[:2],
+        num_tiles,
+        num_splits,
+        AT_ONCE=8 if rows * columns <= 2048 else 4,
+        **common,
     )
     return output
 

@@ -1,8 +1,10 @@
-"""What stands between the matrix products of a Llama-like layer, in three Triton kernels.
+"""What stands between the matrix products of a Llama-like layer, in two Triton kernels.
 
 A layer that is called module by module launches some forty small kernels, and even in a recorded graph each of them costs
 about as long as reading a few megabytes of weights. Here a layer is four products, attention, and these. They round where
 the Hugging Face modules round, except that a rotation is rounded once, not after each of its products.
+
+Products come in parts (see `triton_products`), which are summed, and rounded, where they are read.
 
 Every token is a program of its own, so its bits depend on nothing beside it. The module needs triton.
 """
@@ -17,7 +19,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 1024
+from specrouter_llm.runtime.triton_launch import follow, launched_early
+
+
+@triton.jit
+def _sum_of_parts(first, stride, live, PARTS: tl.constexpr, ACCURATE: tl.constexpr):
+    """What stands at `first` and at PARTS - 1 places behind, `stride` apart, in order."""
+    summed = tl.load(first, mask=live, other=0.0).to(ACCURATE)
+    for part in tl.static_range(1, PARTS):
+        summed += tl.load(first + part * stride, mask=live, other=0.0).to(ACCURATE)
+    return summed
 
 
 @triton.jit
@@ -30,22 +41,25 @@ def _add_norm(
     eps,
     SIZE: tl.constexpr,
     COLUMNS: tl.constexpr,
-    ADD: tl.constexpr,
+    PARTS: tl.constexpr,
     ACCURATE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (token): the residual stream with what a block added, and its RMSNorm, computed in float32."""
     column = tl.arange(0, COLUMNS)
     live = column < SIZE
     place = tl.program_id(0).to(tl.int64) * SIZE + column
+    scale = tl.load(weight + column, mask=live, other=0.0)
+    follow(EARLY)
     stream = tl.load(hidden + place, mask=live, other=0.0)
     dtype = stream.dtype
-    if ADD:
-        more = tl.load(added + place, mask=live, other=0.0)
-        stream = (stream.to(ACCURATE) + more.to(ACCURATE)).to(dtype)
+    if PARTS > 0:
+        more = _sum_of_parts(added + place, tl.num_programs(0).to(tl.int64) * SIZE, live, PARTS, ACCURATE)
+        stream = (stream.to(ACCURATE) + more.to(dtype).to(ACCURATE)).to(dtype)
         tl.store(summed + place, stream, mask=live)
     wide = stream.to(tl.float32)
     scaled = wide * tl.rsqrt(tl.sum(wide * wide, 0) / SIZE + eps)
-    tl.store(normed + place, scaled.to(dtype) * tl.load(weight + column, mask=live, other=0.0), mask=live)
+    tl.store(normed + place, scaled.to(dtype) * scale, mask=live)
 
 
 @triton.jit
@@ -65,13 +79,16 @@ def _finite(states):
     return tl.where(states - states == 0, states, 0.0).to(states.dtype)
 
 
-@triton.jit(do_not_specialize_on_alignment=["index"])  # part of a bucket's inputs, which may begin anywhere
+@triton.jit(
+    do_not_specialize_on_alignment=["positions", "index"]
+)  # parts of a bucket's inputs, which may begin anywhere
 def _rotate_and_write(
     states,
     cos,
     sin,
     query_weight,
     key_weight,
+    positions,
     index,
     query,
     keys,
@@ -83,16 +100,20 @@ def _rotate_and_write(
     HALF: tl.constexpr,
     COLUMNS: tl.constexpr,
     NORM: tl.constexpr,
+    PARTS: tl.constexpr,
     ACCURATE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Program (token, head of any kind): rotated queries to `query`, keys and values to the token's place in the slabs."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     half = tl.arange(0, COLUMNS)
     live = half < HALF
-    source = states + (token * (HEADS + 2 * KEY_HEADS) + head) * 2 * HALF
-    low = tl.load(source + half, mask=live, other=0.0)
-    high = tl.load(source + HALF + half, mask=live, other=0.0)
+    follow(EARLY)
+    source = states + (token * (HEADS + 2 * KEY_HEADS) + head) * 2 * HALF + half
+    stride = tl.num_programs(0).to(tl.int64) * (HEADS + 2 * KEY_HEADS) * 2 * HALF
+    low = _sum_of_parts(source, stride, live, PARTS, ACCURATE).to(query.dtype.element_ty)
+    high = _sum_of_parts(source + HALF, stride, live, PARTS, ACCURATE).to(query.dtype.element_ty)
     place = tl.load(index + token)
     if head < HEADS + KEY_HEADS:
         if NORM:
@@ -100,7 +121,7 @@ def _rotate_and_write(
                 low, high = _normed(low, high, query_weight, half, live, query_eps, HALF)
             else:
                 low, high = _normed(low, high, key_weight, half, live, key_eps, HALF)
-        angle = token * 2 * HALF + half
+        angle = tl.load(positions + token) * 2 * HALF + half
         cos_low = tl.load(cos + angle, mask=live, other=0.0).to(ACCURATE)
         cos_high = tl.load(cos + angle + HALF, mask=live, other=0.0).to(ACCURATE)
         sin_low = tl.load(sin + angle, mask=live, other=0.0).to(ACCURATE)
@@ -121,22 +142,8 @@ def _rotate_and_write(
         tl.store(target + HALF + half, _finite(high), mask=live)
 
 
-@triton.jit
-def _gate(gate_up, output, SIZE: tl.constexpr, BLOCK: tl.constexpr, ACCURATE: tl.constexpr):
-    """Program (token, block): silu(gate) * up."""
-    token = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    live = column < SIZE
-    gate = tl.load(gate_up + token * 2 * SIZE + column, mask=live, other=0.0)
-    up = tl.load(gate_up + token * 2 * SIZE + SIZE + column, mask=live, other=0.0)
-    wide = gate.to(ACCURATE)
-    opened = (wide / (1.0 + tl.exp(-wide))).to(gate.dtype)
-    product = (opened.to(ACCURATE) * up.to(ACCURATE)).to(gate.dtype)
-    tl.store(output + token * SIZE + column, product, mask=live)
-
-
 def add_norm(hidden: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """`hidden` + `added`, both [N, H], and the RMSNorm of that; `hidden` itself where nothing is added."""
+    """`hidden` [N, H] + the sum of `added` [S, N, H], and the RMSNorm of that; `hidden` itself where nothing is added."""
     size = hidden.shape[1]
     normed = torch.empty_like(hidden)
     summed = hidden if added is None else torch.empty_like(hidden)
@@ -150,9 +157,10 @@ def add_norm(hidden: Tensor, added: Tensor | None, weight: Tensor, eps: float) -
         eps,
         SIZE=size,
         COLUMNS=columns,
-        ADD=added is not None,
+        PARTS=0 if added is None else len(added),
         ACCURATE=_accurate(hidden),
         num_warps=min(16, max(4, columns // 512)),
+        **launched_early(hidden.device),
     )
     return summed, normed
 
@@ -162,28 +170,30 @@ def rotate_and_write(
     cos: Tensor,
     sin: Tensor,
     norms: tuple[Tensor, float, Tensor, float] | None,
+    positions: Tensor,
     index: Tensor,
     keys: Tensor,
     values: Tensor,
 ) -> Tensor:
-    """Rotated queries [N, Hq, D] of `states` [N, Hq + 2 Hk, D]; keys and values go to the rows `index` [N] of their slabs.
+    """Rotated queries [N, Hq, D] of `states` [S, N, Hq + 2 Hk, D]; keys and values go to the rows `index` [N] of their slabs.
 
     Args:
-        cos: [N, D], contiguous, as `sin`.
+        cos: by position, [P, D], contiguous, as `sin`.
         norms: weight and epsilon for query heads, then for key heads, where the model normalises them.
         keys: [rows, Hk, D], contiguous, as `values`. What is not finite is stored as 0.
     """
-    tokens, total, size = states.shape
+    parts, tokens, total, size = states.shape
     key_heads = keys.shape[1]
     heads = total - 2 * key_heads
-    query = states.new_empty(tokens, heads, size)
-    query_weight, query_eps, key_weight, key_eps = norms or (states, 0.0, states, 0.0)
+    query = keys.new_empty(tokens, heads, size)
+    query_weight, query_eps, key_weight, key_eps = norms or (keys, 0.0, keys, 0.0)
     _rotate_and_write[(tokens, total)](
         states,
         cos,
         sin,
         query_weight,
         key_weight,
+        positions,
         index,
         query,
         keys,
@@ -195,20 +205,12 @@ def rotate_and_write(
         HALF=size // 2,
         COLUMNS=triton.next_power_of_2(size // 2),
         NORM=norms is not None,
-        ACCURATE=_accurate(states),
+        PARTS=parts,
+        ACCURATE=_accurate(keys),
         num_warps=1,
+        **launched_early(keys.device),
     )
     return query
-
-
-def gate(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up [N, I] of [N, 2 I]."""
-    tokens, both = gate_up.shape
-    output = gate_up.new_empty(tokens, both // 2)
-    _gate[(tokens, triton.cdiv(both // 2, _BLOCK))](
-        gate_up, output, SIZE=both // 2, BLOCK=_BLOCK, ACCURATE=_accurate(gate_up), num_warps=4
-    )
-    return output
 
 
 def _accurate(states: Tensor) -> tl.dtype:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specrouter_llm.runtime.batch import Span
-from specrouter_llm.runtime.buckets import TOKENS, bucket_for, canonical_bucket, launches, tiles_of
+from specrouter_llm.runtime.buckets import TOKENS, bucket_for, launches, tiles_of
 
 CAPACITY = 4096
 
@@ -72,4 +72,4 @@ def test_launches_feed_the_same_tokens(spans, size):
 def test_the_canonical_number_of_tokens_is_one():
     """Whatever is fed."""
     few, many = [Span(0, 0, [1], 1)], [Span(0, 3000, [1] * 60, 1)]
-    assert canonical_bucket(few, CAPACITY).tokens == canonical_bucket(many, CAPACITY).tokens
+    assert bucket_for(few, CAPACITY, [64]).tokens == bucket_for(many, CAPACITY, [64]).tokens

@@ -26,7 +26,8 @@ from specrouter_llm.runtime import graphs as graphs_module
 from specrouter_llm.runtime import select as select_module
 from specrouter_llm.runtime.attention import RaggedContext
 from specrouter_llm.runtime.batch import Span
-from specrouter_llm.runtime.graphs import GraphRunner
+from specrouter_llm.runtime.buckets import CANONICAL_TOKENS, TOKENS
+from specrouter_llm.runtime.graphs import GraphRunner, by_modules
 from specrouter_llm.runtime.probe import PROBE_LENGTH
 from specrouter_llm.runtime.runner import EagerRunner
 from specrouter_llm.runtime.select import make_runner
@@ -393,9 +394,28 @@ def test_a_loop_says_which_choices_are_broken():
     assert [other] == runner.loop(spans[2:], 3, Warp(0.0, 0, 1.0, 0.0), [[]]).tolist()
 
 
-def test_strict_mode_does_not_loop():
-    """Its one shape is not a loop's."""
-    assert graph_runner(tiny(), strict=True).loop([Span(0, 0, [1], 1)], 2, Warp(0.0, 0, 1.0, 0.0), [[]]) is None
+def test_strict_mode_pads_only_where_bits_depend_on_the_number_of_tokens():
+    """Then a loop's shapes are not its one shape."""
+
+    def counting(query, *rest):
+        return host_attention(query, *rest) * (1 + 1e-6 * query.shape[1])
+
+    def options(attention):
+        return {"num_slots": 2, "context_length": 512, "capture": Recorder(), "attention": attention, "strict": True}
+
+    asked = [Span(0, 0, [1], 1)], 2, Warp(0.0, 0, 1.0, 0.0), [[]]
+    padded = GraphRunner("m", tiny(dtype=torch.float32), **options(counting))
+    assert padded.token_sizes == (CANONICAL_TOKENS,)
+    assert padded.loop(*asked) is None
+
+    def rounded(batch, ids, cache):
+        return by_modules(model)(batch, ids, cache).round(decimals=6)
+
+    model = tiny()
+    free = GraphRunner("m", model, recorded=rounded, **options(host_attention))
+    assert free.guarantee == "bitwise"
+    assert free.token_sizes == TOKENS
+    assert free.loop(*asked).shape == (1, 2)
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.9, "seed": 4, "top_p": 0.9}], ids=str)

@@ -98,14 +98,6 @@ def test_bits_depend_on_nothing_but_the_row(data):
     assert torch.equal(alone, small)
 
 
-def test_padding_gets_zeros():
-    """Tokens that no tile covers come out as zeros, so that what is computed from them is finite."""
-    query, key, value = states(4, 2, 16, torch.float32, 6)
-    output = tile_attention(query, key, value, table_of([Span(0, 5, [0] * 2, 0)], 2), 512, None, None, None)
-    assert output[2:].count_nonzero() == 0
-    assert output[:2].count_nonzero() > 0
-
-
 @pytest.mark.parametrize(
     ("dtype", "heads", "head_dim", "expected"),
     [
