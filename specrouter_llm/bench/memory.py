@@ -113,7 +113,7 @@ def measure_here(task: Task) -> dict[str, Any]:
     before, peak_before = settled(), peak()
     target, *drafts = task.sources()
     with SpecRouter.from_pretrained(
-        target, drafts, max_batch=task.max_batch, max_context=MAX_CONTEXT, progress=False
+        target, drafts, policy="fixed", max_batch=task.max_batch, max_context=MAX_CONTEXT, progress=False
     ) as engine:
         levels = [name for name in engine.levels if name in engine.labels]
         chain = levels[:-1] or None
@@ -147,7 +147,9 @@ def measure_here(task: Task) -> dict[str, Any]:
 
 def _warm_up(task: Task) -> None:
     """What any engine takes: libraries, their pools, a tokenizer; no kernels, which are accounted for."""
-    with SpecRouter.from_pretrained(f"{DEMO}/{DEMO_MEMBERS[-1]}", max_batch=1, pack=False, progress=False) as engine:
+    with SpecRouter.from_pretrained(
+        f"{DEMO}/{DEMO_MEMBERS[-1]}", max_batch=1, pack=False, policy="off", progress=False
+    ) as engine:
         engine.generate("Once upon a time", max_tokens=8)
 
 

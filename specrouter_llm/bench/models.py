@@ -8,9 +8,10 @@ from typing import Any, TypeGuard
 
 from specrouter_llm.bench.texts import TextPrompt
 from specrouter_llm.config import ModelSource
-from specrouter_llm.engine.spec_router import SpecRouter
+from specrouter_llm.engine.spec_router import PolicyName, SpecRouter
 from specrouter_llm.pool.family import widened_family
 from specrouter_llm.pool.pool import ModelPool
+from specrouter_llm.scheduling.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +43,10 @@ class Models:
             specs = [specs[0], *(replace(spec, widen=None) for spec in specs[1:])]
         return cls(specs[0], tuple(specs[1:]), dtype, device)
 
-    def engine(self, **options: Any) -> SpecRouter:
+    def engine(self, *, policy: Policy | PolicyName = "fixed", **options: Any) -> SpecRouter:
         """An engine over all members."""
         return SpecRouter.from_pretrained(
-            self.target, self.drafts, dtype=self.dtype, device=self.device, progress=False, **options
+            self.target, self.drafts, dtype=self.dtype, device=self.device, policy=policy, progress=False, **options
         )
 
     def pool(self, *, max_batch: int = 1) -> ModelPool:

@@ -105,7 +105,7 @@ def demo(
 def chat(
     pool: PoolOptions = DEMO_POOL,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    policy: Annotated[str, typer.Option(help="Who chooses chains: adaptive or fixed.")] = "adaptive",
+    policy: Annotated[str, typer.Option(help="Who chooses chains: adaptive, fixed or off.")] = "adaptive",
     chain: Chain = None,
     windows: Windows = None,
     max_tokens: MaxTokens = 512,

@@ -43,9 +43,7 @@ def run(options: PoolOptions, *, seconds: float, out: Path | None, plot: Path | 
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(_table(calibration))
     if out is not None:
-        console.print(
-            f'Written to {out.name}; use it with SpecRouter.from_pretrained(..., policy="adaptive", calibration=...)'
-        )
+        console.print(f"Written to {out.name}; use it with SpecRouter.from_pretrained(..., calibration=...)")
 
 
 def _milliseconds(calibration: Calibration) -> dict[str, dict[str, dict[str, float]]]:

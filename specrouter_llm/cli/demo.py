@@ -97,7 +97,8 @@ def run(widen: str | None, *, max_tokens: int, as_json: bool, plot: Path | None 
     pairs: list[Pair] = []
     for size in (None, widen) if widen else (None,):
         options = PoolOptions("demo", widen=size)
-        with options.engine(progress=not as_json and sys.stderr.isatty(), max_batch=1, prefix_reuse=False) as engine:
+        progress = not as_json and sys.stderr.isatty()
+        with options.engine(progress=progress, max_batch=1, prefix_reuse=False, policy="fixed") as engine:
             label = engine.labels[engine.target]
             console.print()
             console.rule(f"[bold]{label}")

@@ -58,7 +58,7 @@ def run(
     texts = read_prompts(prompts, limit) if prompts is not None else built_in_prompts(limit)
     params = SamplingParams(**sampling)
     quiet = as_json or not sys.stderr.isatty()
-    with pool.engine(progress=not quiet, max_batch=batch) as engine:
+    with pool.engine(progress=not quiet, max_batch=batch, policy="fixed") as engine:
         dtype = engine.dtype
         bound = epsilon if epsilon is not None else EPSILON.get(dtype, EPSILON["bfloat16"])
         ids = [encode(engine, text, raw=raw) for text in texts]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 from torch import Tensor
 
@@ -31,12 +31,14 @@ from specrouter_llm.runtime.select import packing_bytes
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.scheduling.adaptive import AdaptivePolicy
 from specrouter_llm.scheduling.explanation import Explanation
+from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import FixedPolicy, Policy
 from specrouter_llm.state.manager import StateManager
 from specrouter_llm.text.stream import TextStream
 from specrouter_llm.text.tokenizer import Tokenizer
 from specrouter_llm.types import Completion, Guarantee, Prompt, StepInfo
 
+PolicyName: TypeAlias = Literal["adaptive", "fixed", "off"]
 CALIBRATION_SECONDS = 2.0
 """At most so long the models are measured at start-up."""
 _QUEUE_POLL_S = 0.002
@@ -118,7 +120,7 @@ class SpecRouter:
         device_map: Any = None,
         quantization_config: Any = None,
         revision: str | None = None,
-        policy: Policy | Literal["fixed", "adaptive"] = "fixed",
+        policy: Policy | PolicyName = "adaptive",
         calibration: str | Path | None = None,
         proposers: Sequence[Proposer] | None = None,
         progress: bool = True,
@@ -131,8 +133,9 @@ class SpecRouter:
             drafts: smaller models with the same vocabulary, in any order.
             dtype, device, device_map, quantization_config, revision: as in transformers, for members that do not say
                 otherwise; quantization_config is the target's.
-            policy: who chooses chains where the caller does not: "fixed" is one chain for all, "adaptive" measures
-                the models at start-up and chooses from what it sees; any other object with `plan` and `observe`.
+            policy: who chooses chains where neither a request nor `chain` does: "adaptive" measures the models at start-up
+                (two seconds at most) and chooses from what it sees; "fixed" is one chain for all, the smallest drafter
+                with a window of 4; "off" drafts nothing; or any other object with `plan` and `observe`.
             calibration: what `specrouter calibrate --out` wrote, for the adaptive policy to start from without measuring.
             proposers: model-free drafters; n-gram lookup by default.
             progress: whether to show a progress bar while loading.
@@ -143,8 +146,8 @@ class SpecRouter:
             ModelLoadError: a model cannot be loaded; the subclass and the message say why.
         """
         settings = _engine_config(config)
+        _check_policy(policy)
         known = _known_calibration(calibration, policy)
-        chosen = _given_policy(policy)
         pool = ModelPool.load(
             target,
             drafts,
@@ -161,7 +164,12 @@ class SpecRouter:
         )
         runners = pool_runners(pool, num_slots=settings.max_batch, pack=settings.pack, strict=settings.strict)
         try:
-            if policy == "adaptive":
+            chosen: Policy | None = None  # the router's fixed chain, or that of the settings
+            if not isinstance(policy, str):
+                chosen = policy
+            elif policy == "off":
+                chosen = FixedPolicy(Plan((pool.target.name,)))
+            elif policy == "adaptive" and settings.chain is None and settings.speculation:
                 chosen = _adaptive(pool, runners, known, proposers, rows=settings.max_batch, progress=progress)
             return cls(
                 runners,
@@ -397,15 +405,13 @@ def _adaptive(
     return AdaptivePolicy(list(runners), [p.name for p in _proposers(proposers)], known.latency)
 
 
-def _given_policy(policy: Policy | str) -> Policy | None:
-    """The policy if it is an object; None for the router's fixed default, and for one that is yet to be made."""
-    if policy in ("fixed", "adaptive"):
-        return None
-    if isinstance(policy, str) or not hasattr(policy, "plan"):
+def _check_policy(policy: Policy | str) -> None:
+    names = get_args(PolicyName)
+    if policy not in names if isinstance(policy, str) else not hasattr(policy, "plan"):
+        known = ", ".join(f'"{name}"' for name in names)
         raise InvalidParameterError(
-            f'policy must be "fixed", "adaptive" or an object with plan and observe, got {policy!r}'
+            f"policy must be one of {known}, or an object with plan and observe, got {policy!r}"
         )
-    return policy
 
 
 def _proposers(given: Sequence[Proposer] | None) -> Sequence[Proposer]:

@@ -397,7 +397,10 @@ def test_a_schema_that_cannot_be_enforced(demo, kit):
 
 def test_what_is_told_about_an_answer(demo, kit):
     """Plain JSON under known names; the chain's stages add up."""
-    result = submit(demo, ChatRequest(messages=kit.QUESTION, params=SamplingParams(max_tokens=30))).result()[0]
+    request = ChatRequest(
+        messages=kit.QUESTION, params=SamplingParams(max_tokens=30), options={"chain": ["demo/draft"]}
+    )
+    result = submit(demo, request).result()[0]
     told = metadata(result.completion, demo.target)
     assert told == json.loads(json.dumps(told))
     assert ("demo/target", "specrouter") == (told["model_name"], told["model_provider"])

@@ -32,7 +32,7 @@ def request_of(kit, **changes):
 
 
 def test_what_a_span_says(demo, kit, spans):
-    completion = submit(demo, request_of(kit)).result()[0].completion
+    completion = submit(demo, request_of(kit, options={"chain": ["demo/draft"]})).result()[0].completion
     (span,) = spans()
     said = dict(span.attributes)
     assert "chat demo/target" == span.name

@@ -68,7 +68,7 @@ def test_calibrate_prints_json(specrouter):
         (("calibrate", "--seconds", "0"), "--seconds must be positive"),
         (("calibrate", "--plot", "x.jpeg"), "one of .png, .svg, .pdf"),
         (("demo", "--plot", "x"), "one of .png, .svg, .pdf"),
-        (("chat", "--policy", "clever"), 'policy must be "fixed", "adaptive"'),
+        (("chat", "--policy", "clever"), 'policy must be one of "adaptive", "fixed"'),
         (("bench", "memory", "--plot", "x.gif"), "one of .png, .svg, .pdf"),
     ],
 )

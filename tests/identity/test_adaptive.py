@@ -56,13 +56,27 @@ def test_a_forced_chain_is_not_the_policys_business(engine):
 
 def test_an_unknown_policy_is_refused():
     """The error says what a policy may be."""
-    with pytest.raises(
-        InvalidParameterError, match='policy must be "fixed", "adaptive" or an object with plan and observe'
-    ):
-        SpecRouter.from_pretrained("demo", policy="clever", progress=False)
+    words = 'policy must be one of "adaptive", "fixed", "off", or an object with plan and observe'
+    for policy in ("clever", 7):
+        with pytest.raises(InvalidParameterError, match=words):
+            SpecRouter.from_pretrained("demo", policy=policy, progress=False)
 
 
-def test_a_fixed_engine_has_nothing_to_explain():
-    """explain() is the adaptive policy's."""
-    with SpecRouter.from_pretrained("demo", max_batch=1, progress=False) as fixed:
-        assert fixed.explain() is None
+def test_policies_by_name():
+    """Adaptive where nothing is said, unless a chain is; with "off" nothing is drafted that a request does not ask for."""
+
+    def used(engine, **options):
+        stats = engine.generate(PROMPTS[0], max_tokens=12, ignore_eos=True, **options)[0].stats
+        return [stage.model for stage in stats.chain]
+
+    def load(**options):
+        return SpecRouter.from_pretrained("demo", max_batch=1, progress=False, **options)
+
+    with load() as adaptive:
+        assert adaptive.explain() is not None
+    with load(policy="fixed") as fixed, load(chain=["demo/middle"]) as one, load(policy="off") as off:
+        assert [fixed.explain(), one.explain(), off.explain()] == [None] * 3
+        assert used(fixed) == ["demo/draft", "demo/target"]
+        assert used(one) == ["demo/middle", "demo/target"]
+        assert used(off) == ["demo/target"]
+        assert used(off, chain=["demo/draft"]) == ["demo/draft", "demo/target"]

@@ -51,7 +51,7 @@ class SpecRouterSettings(BaseModel):
     engine: SkipValidation[Any] = Field(default=None, exclude=True, repr=False)
     """An engine (`SpecRouter`) of your own. Without it one is made at the first call, shared by all models of the process
     with the same target, drafts and options."""
-    policy: Literal["fixed", "adaptive"] | None = None
+    policy: Literal["adaptive", "fixed", "off"] | None = None
     """Who chooses chains where `chain` does not: see `SpecRouter.from_pretrained`."""
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further options of `SpecRouter.from_pretrained`: dtype, device, device_map, max_batch, max_context, ..."""

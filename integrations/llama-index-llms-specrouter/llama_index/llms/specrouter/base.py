@@ -89,7 +89,9 @@ class SpecRouterLLM(StructuredPredictionLLM):
     chain: list[str] | None = Field(default=None, description="Forces who drafts, lowest level first.")
     windows: list[int] | None = Field(default=None, description="Tokens that each level of `chain` offers.")
     speculation: bool | None = Field(default=None, description="False decodes without drafting.")
-    policy: Literal["fixed", "adaptive"] | None = Field(default=None, description="Who chooses chains otherwise.")
+    policy: Literal["adaptive", "fixed", "off"] | None = Field(
+        default=None, description="Who chooses chains otherwise."
+    )
     timeout: float | None = Field(default=None, description="Seconds after which an answer ends with what it has.")
     on_step: Callable[[StepInfo], None] | None = Field(
         default=None, exclude=True, description="Called in the engine's thread after each step of a request."
