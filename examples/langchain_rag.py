@@ -1,7 +1,7 @@
 """Retrieval-augmented answers with LangChain: a vector store in memory, a streamed chain, and what drafting made of it.
 
 It runs offline as it is: the embedded family answers, and a hashed bag of words stands in for an embedding model.
-Answers that quote the retrieved passages are drafted from the prompt (n-gram lookup), with nothing to configure.
+Answers that quote the retrieved passages are drafted from the prompt: n-gram lookup alone, for here is no drafter.
 
     python examples/langchain_rag.py --model path/to/model
 """

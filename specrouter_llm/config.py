@@ -110,6 +110,8 @@ class EngineConfig:
         for name in ("speculation", "prefix_reuse", "pack", "strict"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidParameterError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.windows is not None and self.chain is None:
+            raise InvalidParameterError("windows belong to a chain: give chain=[...] too")
         for name in ("chain", "windows"):
             if isinstance(getattr(self, name), (str, int)):
                 raise InvalidParameterError(f"{name} must be a list, got {getattr(self, name)!r}")

@@ -53,7 +53,7 @@ def _run(name: str, build: _Build) -> str:
     run = build.config["train"] if name == "target" else build.config["distil"]
     note = build.notes[name]
     return (
-        f"- {note['tokens'] / 1e6:.1f} M tokens, {run['batch_tokens']} positions a step, on "
+        f"- {note['tokens'] / 1e6:.1f} M tokens, at least {run['batch_tokens']} positions a step, on "
         f"{build.config['device']}, Muon {run['muon_lr']:g} and AdamW {run['adam_lr']:g}; loss over the last tenth "
         f"{note['training_loss']:.3f} nats per position."
     )

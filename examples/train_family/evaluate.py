@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +12,13 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from examples.train_family.dialogue import Dialogue, calling, written
+from examples.train_family.dialogue import Dialogue
 from examples.train_family.skills import SKILLS
 from examples.train_family.words import Words
 from specrouter_llm import SamplingParams, SpecRouter
 from specrouter_llm.bench.match import measure
 from specrouter_llm.bench.models import Models
-from specrouter_llm.chat import ChatRequest, ChatResult, submit
+from specrouter_llm.chat import ChatRequest, submit
 
 MAX_TOKENS = 200
 _SEED = 90_001
@@ -66,7 +65,9 @@ def right_answers(family: Family, count: int) -> dict[str, dict[str, Any]]:
     """
     tokenizer = AutoTokenizer.from_pretrained(family.target)
     found: dict[str, dict[str, Any]] = {}
-    with SpecRouter.from_pretrained(str(family.target), progress=False, max_batch=8) as engine:
+    with SpecRouter.from_pretrained(
+        str(family.target), policy="off", progress=False, max_batch=8, max_queue=count
+    ) as engine:
         for skill in tqdm(SKILLS, desc="answers"):
             dialogues = held_out(skill, count)
             prompts = [prompt_ids(tokenizer, dialogue) for dialogue in dialogues]
@@ -91,7 +92,7 @@ def _judge(
 
 
 def _chatted(engine: SpecRouter, dialogues: Sequence[Dialogue]) -> list[str]:
-    """Answers through the chat interface, calls spelt as the model spells them."""
+    """Answers through the chat interface, as the model spells them."""
     handles = [
         submit(
             engine,
@@ -103,14 +104,7 @@ def _chatted(engine: SpecRouter, dialogues: Sequence[Dialogue]) -> list[str]:
         )
         for dialogue in dialogues
     ]
-    return [_spelt(handle.result()[0]) for handle in handles]
-
-
-def _spelt(answer: ChatResult) -> str:
-    """Its calls as the model spells them, or its text."""
-    if not answer.tool_calls or any(call.error for call in answer.tool_calls):
-        return answer.content
-    return written(calling(*((call.name, json.loads(call.arguments)) for call in answer.tool_calls)))
+    return [handle.result()[0].completion.text for handle in handles]
 
 
 def _kind(skill: str, dialogue: Dialogue) -> str:

@@ -6,7 +6,7 @@ launches. The update is the same up to rounding (a test holds them together).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class BatchedMuon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # no closure here
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # it calls none
         """One update from the gradients, which every matrix must have."""
         for group in self.param_groups:
             matrices: list[Any] = group["params"]

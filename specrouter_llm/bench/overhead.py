@@ -172,7 +172,7 @@ def measure_engine(
     seconds: float = 2.0,
     advance: Callable[[str], None] = lambda what: None,
 ) -> list[dict[str, Any]]:
-    """One row per way to decode: adaptive, the default chain, plain. Answers take turns; the first ones warm up."""
+    """One row per way to decode: adaptive, one drafter, plain. Answers take turns; the first ones warm up."""
     watches: list[Stopwatch] = []
 
     def policy(names: Sequence[str], lookups: Sequence[str], latency: LatencyModel) -> TimedPolicy:

@@ -1,4 +1,4 @@
-"""`specrouter bench strict`: what it costs to pad every forward of the target to one number of tokens, and what it gives.
+"""`specrouter bench strict`: what it costs that bits do not depend on the batch, and what it gives.
 
 Two engines, one of them strict, decode the same prompts in turn: plainly, and by the adaptive policy. Of each engine the
 policy also sees the plain steps; that is the same for both. Answers are compared with plain decoding of the same engine.

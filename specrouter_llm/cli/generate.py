@@ -29,7 +29,8 @@ def run(
     """Streams the answer to stdout and its statistics to stderr."""
     text = sys.stdin.read() if prompt == "-" else prompt
     sources = [path.read_text(encoding="utf-8") for path in documents]
-    with pool.engine(progress=not as_json and sys.stderr.isatty(), max_batch=1) as engine:
+    policy = "adaptive" if chain is None and speculation else "off"  # else there is nothing to measure models for
+    with pool.engine(progress=not as_json and sys.stderr.isatty(), max_batch=1, policy=policy) as engine:
         plain = raw or engine.tokenizer is None or engine.tokenizer.chat_template is None
         messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]
         handle = engine.stream(

@@ -26,8 +26,8 @@ from specrouter_llm.scheduling.latency import GRID, LatencyModel
 if TYPE_CHECKING:
     from specrouter_llm.pool.pool import PoolMember
 
-FORMAT = 2
-"""Since 2 a drafter that loops is timed in a loop."""
+FORMAT = 3
+"""Since 2 a drafter that loops is timed in a loop; since 3 products on a GPU are others."""
 _CONTEXTS = (64, 960)
 REPEATS = 3
 """Forwards per point; their median counts."""
@@ -156,17 +156,22 @@ def pool_runners(pool: ModelPool, *, num_slots: int, pack: bool, strict: bool = 
         UnsupportedModelError: a model's logits through our cache differ from its own.
     """
     runners: dict[str, Runner] = {}
-    for member in in_order(pool):
-        runners[member.name] = make_runner(
-            member.name,
-            member.model,
-            num_slots=num_slots,
-            context_length=min(member.context_length, pool.max_context),
-            pack=pack,
-            keep=member.borrowed,
-            strict=strict and member is pool.target,
-        )
-        return_freed_memory()
+    try:
+        for member in in_order(pool):
+            runners[member.name] = make_runner(
+                member.name,
+                member.model,
+                num_slots=num_slots,
+                context_length=min(member.context_length, pool.max_context),
+                pack=pack,
+                keep=member.borrowed,
+                strict=strict and member is pool.target,
+            )
+            return_freed_memory()
+    except BaseException:
+        for runner in runners.values():
+            runner.close()
+        raise
     return runners
 
 

@@ -40,7 +40,7 @@ from specrouter_llm.types import Completion, Guarantee, Prompt, StepInfo
 
 PolicyName: TypeAlias = Literal["adaptive", "fixed", "off"]
 CALIBRATION_SECONDS = 2.0
-"""At most so long the models are measured at start-up."""
+"""So long the models are measured at start-up, unless a few forwards of each take longer."""
 _QUEUE_POLL_S = 0.002
 """How often a call with more prompts than the queue holds looks for room."""
 
@@ -69,7 +69,10 @@ class SpecRouter:
         memory: MemoryReport | None = None,
         on_close: Callable[[], None] | None = None,
     ) -> None:
-        """`runners` are ordered from the smallest drafter to the target; `max_context` counts prompt + output tokens."""
+        """`runners` are ordered from the smallest drafter to the target; `max_context` counts prompt + output tokens.
+
+        Without a policy one chain serves all: that of the config, or the smallest drafter with a window of 4.
+        """
         self.config = config or EngineConfig()
         self.max_context = max_context
         self.target = target
@@ -134,7 +137,7 @@ class SpecRouter:
             dtype, device, device_map, quantization_config, revision: as in transformers, for members that do not say
                 otherwise; quantization_config is the target's.
             policy: who chooses chains where neither a request nor `chain` does: "adaptive" measures the models at start-up
-                (two seconds at most) and chooses from what it sees; "fixed" is one chain for all, the smallest drafter
+                (in about two seconds) and chooses from what it sees; "fixed" is one chain for all, the smallest drafter
                 with a window of 4; "off" drafts nothing; or any other object with `plan` and `observe`.
             calibration: what `specrouter calibrate --out` wrote, for the adaptive policy to start from without measuring.
             proposers: model-free drafters; n-gram lookup by default.
@@ -146,8 +149,8 @@ class SpecRouter:
             ModelLoadError: a model cannot be loaded; the subclass and the message say why.
         """
         settings = _engine_config(config)
-        _check_policy(policy)
-        known = _known_calibration(calibration, policy)
+        _check_policy(policy, settings)
+        known = _known_calibration(calibration, policy, settings)
         pool = ModelPool.load(
             target,
             drafts,
@@ -162,14 +165,15 @@ class SpecRouter:
             packing=packing_bytes if settings.pack else None,
             progress=progress,
         )
-        runners = pool_runners(pool, num_slots=settings.max_batch, pack=settings.pack, strict=settings.strict)
+        runners: dict[str, Runner] = {}
         try:
+            runners = pool_runners(pool, num_slots=settings.max_batch, pack=settings.pack, strict=settings.strict)
             chosen: Policy | None = None  # the router's fixed chain, or that of the settings
             if not isinstance(policy, str):
                 chosen = policy
             elif policy == "off":
                 chosen = FixedPolicy(Plan((pool.target.name,)))
-            elif policy == "adaptive" and settings.chain is None and settings.speculation:
+            elif policy == "adaptive" and _leaves_a_choice(settings, runners, proposers):
                 chosen = _adaptive(pool, runners, known, proposers, rows=settings.max_batch, progress=progress)
             return cls(
                 runners,
@@ -184,8 +188,8 @@ class SpecRouter:
                 memory=pool.memory,
                 on_close=pool.close,
             )
-        except InvalidParameterError:
-            pool.close()
+        except BaseException:  # Ctrl-C while it measures, too
+            _release(list(runners.values()), pool.close)
             raise
 
     # ---------------------------------------------------------------- generation
@@ -381,10 +385,20 @@ def _release(runners: Sequence[Runner], on_close: Callable[[], None] | None) -> 
         on_close()
 
 
-def _known_calibration(path: str | Path | None, policy: Policy | str) -> Calibration | None:
-    if path is not None and policy != "adaptive":
-        raise InvalidParameterError('calibration= is for policy="adaptive", the only one that uses it')
-    return Calibration.load(path) if path is not None else None
+def _known_calibration(path: str | Path | None, policy: Policy | str, settings: EngineConfig) -> Calibration | None:
+    if path is None:
+        return None
+    if policy != "adaptive" or settings.chain is not None or not settings.speculation:
+        raise InvalidParameterError(
+            'calibration= is for policy="adaptive", which chooses chains; here one is given, or none is wanted: leave it out'
+        )
+    return Calibration.load(path)
+
+
+def _leaves_a_choice(
+    settings: EngineConfig, runners: Mapping[str, Runner], proposers: Sequence[Proposer] | None
+) -> bool:
+    return settings.chain is None and settings.speculation and len(runners) + len(_proposers(proposers)) > 1
 
 
 def _adaptive(
@@ -405,12 +419,18 @@ def _adaptive(
     return AdaptivePolicy(list(runners), [p.name for p in _proposers(proposers)], known.latency)
 
 
-def _check_policy(policy: Policy | str) -> None:
+def _check_policy(policy: Policy | str, settings: EngineConfig) -> None:
     names = get_args(PolicyName)
-    if policy not in names if isinstance(policy, str) else not hasattr(policy, "plan"):
-        known = ", ".join(f'"{name}"' for name in names)
+    methods = (getattr(policy, name, None) for name in ("plan", "observe"))
+    known = policy in names if isinstance(policy, str) else all(callable(method) for method in methods)
+    if not known:
+        listed = ", ".join(f'"{name}"' for name in names)
         raise InvalidParameterError(
-            f"policy must be one of {known}, or an object with plan and observe, got {policy!r}"
+            f"policy must be one of {listed}, or an object with plan and observe, got {policy!r}"
+        )
+    if settings.chain is not None and policy not in ("adaptive", "fixed"):
+        raise InvalidParameterError(
+            "chain= is one chain for all requests, which leaves policy= nothing to do: give one"
         )
 
 

@@ -1,4 +1,4 @@
-"""The forward of a Llama-like model on a CUDA device, written out: four products a layer, attention, and three small kernels.
+"""The forward of a Llama-like model on a CUDA device, written out: four products a layer, attention, and three small launches.
 
 Weights that share an input are joined into one matrix; the model's own parameters become views of it, so that nothing is
 held twice and the model works as before. `GraphRunner` records this in place of the modules' forward where it can.
@@ -34,7 +34,7 @@ def can_fuse(model: PreTrainedModel) -> bool:
         return False
     used = [linear for layer in model.model.layers for group in projections(layer) for linear in group]
     return all(
-        type(linear) is nn.Linear and type(linear.weight.data) is Tensor
+        type(linear) is nn.Linear and type(linear.weight.data) is Tensor and linear.weight.is_contiguous()
         for linear in (*used, model.get_output_embeddings())
     )
 
@@ -81,7 +81,7 @@ class FusedForward:
     def __call__(self, batch: StaticBatch, ids: Tensor, cache: SlotCache) -> Tensor:
         """Logits [tokens, V] of the ids [tokens] at the batch's places; writes the cache."""
         stream = F.embedding(ids, self._embedding)
-        like = stream.new_empty(len(ids), self._key_heads, self._head_dim)
+        like = stream.new_empty(len(ids), self._key_heads, self._head_dim)  # of slabs that are not there yet
         cos, sin = self._angles(cache.capacity)
         index = batch.write_index(ids.device)
         added: Tensor | None = None
@@ -93,7 +93,8 @@ class FusedForward:
                 states, cos, sin, layer.head_norms, batch.positions, index, *slabs.rows(like, like)
             )
             if number == len(self._layers) - 1:  # a rotation keeps what is not finite
-                cache.mark(states.sum(0)[:, -2 * self._key_heads : -self._key_heads], index)
+                keys = states[:, :, -2 * self._key_heads : -self._key_heads].sum(0)
+                cache.mark(keys.to(stream.dtype), index)
             attended = batch.attend(query.transpose(0, 1), slabs.keys, slabs.values, layer.scaling, layer.window)
             stream, normed = add_norm(stream, layer.output(attended.flatten(1)), *layer.inner_norm)
             (opened,) = layer.gate_up(normed, gated=True)
@@ -102,7 +103,7 @@ class FusedForward:
         return logits[0] if len(logits) == 1 else logits.sum(0).to(stream.dtype)
 
     def _angles(self, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [at least length, D] by position. Made before a graph is recorded, for it runs first."""
+        """cos and sin [at least length, D] by position; made by the first run, which a recording begins with."""
         if self._table.shape[1] < length:
             positions = torch.arange(length, device=self._table.device)[None]
             self._table = torch.cat(self._rotary(self._table, positions))

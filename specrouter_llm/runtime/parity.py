@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 # Largest difference relative to the largest logit. Even float64 models normalise in float32.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 _HALF_TOLERANCE = 0.1
-_LENGTHS = (7, 4)
+LENGTHS = (7, 4)
 
 
-def probe_inputs(vocab_size: int) -> list[list[int]]:
-    """Two short inputs that spread over the vocabulary."""
+def probe_inputs(vocab_size: int, lengths: Sequence[int] = LENGTHS) -> list[list[int]]:
+    """Two inputs, short by default, that spread over the vocabulary."""
     step = max(1, vocab_size // 13)
-    return [[(3 + 5 * row + i * step) % vocab_size for i in range(length)] for row, length in enumerate(_LENGTHS)]
+    return [[(3 + 5 * row + i * step) % vocab_size for i in range(length)] for row, length in enumerate(lengths)]
 
 
 def native_logits(model: PreTrainedModel, inputs: Sequence[Sequence[int]]) -> list[Tensor]:

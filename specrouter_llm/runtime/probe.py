@@ -23,10 +23,9 @@ _LENGTH = 18
 _FORWARD_LENGTH = 9
 """Tokens for the whole model: enough for every pattern below, few enough for a large one."""
 _FEW_MATES = (2, 7)
-_MANY_MATES = (19, 50, 110)
 """Tokens of another row before them."""
 PROBE_LENGTH = 1536
-"""Positions that `is_canonical` needs to try all its contexts."""
+"""Positions that `is_stable_in` needs to try all its contexts."""
 
 
 def is_bitwise(forward: Callable[[Sequence[Span]], Tensor], vocab_size: int, shape: tuple[int, int, int]) -> bool:
@@ -35,14 +34,16 @@ def is_bitwise(forward: Callable[[Sequence[Span]], Tensor], vocab_size: int, sha
         return all(_attention_is_stable(start, *shape) for start in _STARTS) and _forward_is_stable(forward, vocab_size)
 
 
-def is_canonical(forward: Callable[[Sequence[Span]], Tensor], vocab_size: int, length: int) -> bool:
-    """`is_bitwise` of a forward that is padded to a few numbers of tokens: over long contexts and anywhere among many.
+def is_stable_in(
+    forward: Callable[[Sequence[Span]], Tensor], vocab_size: int, length: int, sizes: Sequence[int]
+) -> bool:
+    """`is_bitwise` of a forward that is padded to one of a few numbers of tokens: in all of them, and over long contexts.
 
     `forward` has two slots of `length` positions to write to.
     """
     starts = [start for start in _STARTS if start + _FORWARD_LENGTH <= length]
-    mates = [min(count, length) for count in _MANY_MATES]
-    return all(_forward_is_stable(forward, vocab_size, start, mates) for start in starts)
+    mates = [min(size - _FORWARD_LENGTH, length) for size in sizes if size > _FORWARD_LENGTH]
+    return bool(starts) and all(_forward_is_stable(forward, vocab_size, start, mates) for start in starts)
 
 
 def _attention_is_stable(start: int, heads: int, key_heads: int, head_dim: int) -> bool:
@@ -78,5 +79,5 @@ def _forward_is_stable(
 
     whole = run()
     fewer, *more = mates
-    others = (run(1, 2, 4), run(5, mates=fewer), *(run(mates=count) for count in more))
+    others = (run(1, 2, 4), run(4, 7), run(5, mates=fewer), *(run(mates=count) for count in more))
     return all(torch.equal(whole, other) for other in others)

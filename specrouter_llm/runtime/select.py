@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from specrouter_llm.runtime.graphs import BatchForward, CudaCapture, GraphRunner
 from specrouter_llm.runtime.lean import LeanRunner, can_run_lean, lean_shapes, packed_layers
 from specrouter_llm.runtime.packing import kernel_bytes, packable, plain_linears
 from specrouter_llm.runtime.runner import EagerRunner, Runner, head_shape
+from specrouter_llm.runtime.static_batch import TileAttention
 from specrouter_llm.types import NO_PACKING, PackingBytes
 
 if TYPE_CHECKING:
@@ -72,11 +74,12 @@ def _graph_runner(
     if not triton_attention.agrees(device, model.dtype, *head_shape(model)):
         logger.warning("%s runs without CUDA graphs: its attention cannot be run by triton here", name)
         return None
-    forwards: list[Callable[[PreTrainedModel], BatchForward]] = [by_modules]
+    attention = triton_attention.tile_attention
+    ways: list[tuple[Callable[[PreTrainedModel], BatchForward], TileAttention]] = [(by_modules, attention)]
     if fused.can_fuse(model):
-        forwards.insert(0, fused.FusedForward)
+        ways.insert(0, (fused.FusedForward, functools.partial(attention, fill=False)))
     reason = ""
-    for make in forwards:
+    for make, attend in ways:
         try:
             return GraphRunner(
                 name,
@@ -84,12 +87,14 @@ def _graph_runner(
                 num_slots=num_slots,
                 context_length=context_length,
                 capture=CudaCapture(device),
-                attention=triton_attention.tile_attention,
+                attention=attend,
                 recorded=make(model),
                 strict=strict,
             )
         except Exception as error:  # a forward that waits for the device, allocates beside the graph, or differs
-            logger.info("%s: no graphs with %s", name, make.__name__, exc_info=True)
+            logger.warning(
+                "%s: no graphs with %s: %s", name, make.__name__, error, exc_info=logger.isEnabledFor(logging.DEBUG)
+            )
             reason = f"{type(error).__name__}: {error}"
     logger.warning("%s runs without CUDA graphs: %s", name, reason)
     return None

@@ -27,7 +27,10 @@ class TileAttention(Protocol):
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """[Hq, N, D] over slabs [slots, capacity, Hk, D] -> [N, Hq, Dv], anything for tokens of no tile."""
+        """[Hq, N, D] over slabs [slots, capacity, Hk, D] -> [N, Hq, Dv].
+
+        Zeros for tokens of no tile; anything where whatever follows looks at each row for itself.
+        """
         ...
 
 

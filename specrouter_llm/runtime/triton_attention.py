@@ -211,11 +211,13 @@ def tile_attention(
     scaling: float | None,
     window: int | None,
     softcap: float | None,
+    *,
+    fill: bool = True,
 ) -> Tensor:
     """Attention of packed queries [Hq, N, D] over slabs [slots, capacity, Hk, D] -> [N, Hq, Dv]; see `TileAttention`.
 
     `tiles` is [4, T] on the device: slot, offset, start and number of each `Tile`; a number of 0 is no tile. Tokens of no tile
-    get anything. No tile may reach beyond `extent`.
+    get zeros, or anything without `fill`: then nothing after may see a row beside another. No tile may reach beyond `extent`.
     """
     heads, tokens, size = query.shape
     key_heads, value_size = value.shape[2:]
@@ -228,7 +230,7 @@ def tile_attention(
     shape = (num_tiles, key_heads, num_splits, rows)
     sums = query.new_empty((*shape, columns), dtype=accumulator)
     peaks, totals = query.new_empty((2, *shape), dtype=accumulator).unbind(0)
-    output = query.new_empty(tokens, heads, value_size)
+    output = (query.new_zeros if fill else query.new_empty)(tokens, heads, value_size)
     common = {
         "GROUP": group,
         "GROUP_ROWS": group_rows,
@@ -284,7 +286,7 @@ def agrees(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int,
     """
     if dtype not in _DTYPES or heads // key_heads > MAX_GROUP or head_dim > MAX_HEAD_DIM:
         return False
-    spans = [Span(1, 2 * SPLIT + 77, [0] * 11, 0), Span(0, 3, [0] * 2, 0)]
+    spans = [Span(1, 9 * SPLIT + 77, [0] * 11, 0), Span(0, 3, [0] * 2, 0)]
     capacity = rounded_up(spans[0].end, SPLIT)
     generator = torch.Generator().manual_seed(0)
 

@@ -11,7 +11,6 @@ that another kernel writes, and is by then in its place.
 from __future__ import annotations
 
 import functools
-import os
 from typing import Any
 
 import torch
@@ -36,8 +35,9 @@ def follow(EARLY: tl.constexpr):
 
 @functools.cache
 def _early(device: torch.device) -> bool:
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return not interpreted and device.type == "cuda" and torch.cuda.get_device_capability(device) >= _HOPPER
+    if device.type != "cuda" or triton.knobs.runtime.interpret or torch.version.hip is not None:
+        return False
+    return bool(torch.cuda.get_device_capability(device) >= _HOPPER)
 
 
 def launched_early(device: torch.device) -> dict[str, Any]:

@@ -13,6 +13,7 @@ by whoever reads it. The module needs triton.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +23,13 @@ from torch import Tensor
 
 from specrouter_llm.runtime.triton_launch import follow, launched_early
 
-_SHARED = 200 * 1024
-"""Bytes of shared memory that a program may take."""
+_RESERVED = 8 * 1024
+"""Bytes of a program's shared memory that are not for blocks."""
+_ANY_DEVICE = 100 * 1024
+"""Bytes of shared memory where there is no device to ask."""
 _COLUMNS = 64
+_MANY_COLUMNS = 80 * _COLUMNS
+"""Above this, programs that take twice as many columns are still enough."""
 _PROGRAMS = 120
 """Programs that keep a device reading; it has about as many multiprocessors."""
 _LEAST_TOKENS, _MOST_TOKENS = 16, 128
@@ -113,19 +118,31 @@ def tiling_for(columns: int, size: int, dtype: torch.dtype, *, tokens: int, gate
 
     The figures are those that were fastest on an H200 for the matrices of a model of 7B.
     """
-    narrow = gated or tokens > 32 or columns > 80 * _COLUMNS
-    block = max(16, (128 if narrow else 256) // dtype.itemsize)
+    many_columns, many_tokens = not gated and columns > _MANY_COLUMNS, tokens > 32
     splits = 1
     while not gated and splits * triton.cdiv(columns, _COLUMNS) < _PROGRAMS and 4 * splits * _UNIT <= size:
         splits *= 2
-    wide = not gated and narrow and columns > 80 * _COLUMNS
     return Tiling(
-        columns=2 * _COLUMNS if wide else _COLUMNS,
-        block=block,
-        splits=splits,
+        columns=2 * _COLUMNS if many_columns else _COLUMNS,
+        block=max(16, (128 if gated or many_columns or many_tokens else 256) // dtype.itemsize),
+        splits=triton.cdiv(size, _share(size, splits)),
         stages=4 if gated else 6,
-        warps=8 if wide or tokens > 32 else 4,
+        warps=8 if many_columns or many_tokens else 4,
     )
+
+
+def _share(size: int, splits: int) -> int:
+    """How much of the inner dimension each of so many programs takes; the last ones may find nothing left."""
+    return int(triton.cdiv(size, splits * _UNIT) * _UNIT)
+
+
+@functools.cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory for the blocks of one program."""
+    if device.type != "cuda":
+        return _ANY_DEVICE
+    most = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", _ANY_DEVICE)
+    return int(most) - _RESERVED
 
 
 def product(
@@ -136,7 +153,8 @@ def product(
     One part has the dtype of the rows; several have that of the accumulator, for they are rounded when they are summed.
 
     Args:
-        gated: `weight` [2 C, K] is two matrices, and silu of the first product, times the second, comes back.
+        rows: contiguous, as `weight`.
+        gated: `weight` [2 C, K] is two matrices, and silu of the first product, times the second, comes back, in one part.
     """
     tokens, size = rows.shape
     columns = weight.shape[0] // (2 if gated else 1)
@@ -156,11 +174,11 @@ def product(
         BLOCK_COLUMNS=tiling.columns,
         BLOCK_TOKENS=block_tokens,
         BLOCK=tiling.block,
-        SHARE=triton.cdiv(size, tiling.splits * _UNIT) * _UNIT,
+        SHARE=_share(size, tiling.splits),
         GATED=gated,
         BIASED=bias is not None,
         ACCUMULATOR=tl.float64 if accumulator == torch.float64 else tl.float32,
-        num_stages=min(tiling.stages, max(1, _SHARED // stage)),
+        num_stages=min(tiling.stages, max(1, _shared_memory(rows.device) // stage)),
         num_warps=tiling.warps,
         **launched_early(rows.device),
     )

@@ -124,6 +124,8 @@ def test_what_is_saved_is_what_the_policy_starts_from(saved, monkeypatch):
         ({"dtype": "float64"}, "was measured as 'demo/draft, float32, .* it is 'demo/draft, float64"),
         ({"pack": False}, "it is 'demo/draft, float32, EagerRunner on cpu'"),
         ({"policy": "fixed"}, 'for policy="adaptive"'),
+        ({"chain": ["demo/draft"]}, "which chooses chains; here one is given"),
+        ({"speculation": False}, "or none is wanted"),
     ],
 )
 def test_another_pool_is_refused(saved, change, words):
@@ -140,7 +142,7 @@ def test_other_threads_are_refused(saved):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"format": 2}', '{"format": 2, "members": {}, "threads": 1, "latency": {}}']
+    "text", ["", "[]", '{"format": 3}', '{"format": 3, "members": {}, "threads": 1, "latency": {}}']
 )
 def test_other_files_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, text):
     monkeypatch.setattr("specrouter_llm.pool.pool.ModelPool.load", lambda *_, **__: pytest.fail("loaded"))
@@ -150,5 +152,5 @@ def test_other_files_are_refused_before_anything_is_loaded(tmp_path, monkeypatch
     with pytest.raises(InvalidParameterError, match=r"missing\.json is not a calibration"):
         load(tmp_path / "missing.json")
     (tmp_path / "x.json").write_text('{"format": 7}')
-    with pytest.raises(InvalidParameterError, match="format 7, this release reads 2"):
+    with pytest.raises(InvalidParameterError, match="format 7, this release reads 3"):
         load(tmp_path / "x.json")

@@ -20,6 +20,7 @@ pytest.importorskip("triton")
 
 from specrouter_llm import SpecRouter
 from specrouter_llm.runtime.batch import Span
+from specrouter_llm.runtime.buckets import TOKENS
 from specrouter_llm.runtime.fused import FusedForward
 from specrouter_llm.runtime.graphs import CudaCapture, GraphRunner
 from specrouter_llm.runtime.runner import EagerRunner
@@ -125,7 +126,7 @@ def test_strict_tokens_do_not_depend_on_the_batch(dtype):
     options = {"dtype": dtype, "device": "cuda", "max_batch": 3, "progress": False}
     with SpecRouter.from_pretrained("demo", strict=True, **options) as engine:
         if engine.guarantee != "bitwise":
-            pytest.skip("the probe finds that this device does not keep bits at a fixed number of tokens")
+            pytest.skip("the probe finds that this device does not keep bits")
         together = [c.token_ids for c in engine.generate(prompts, max_tokens=60)]
         alone = [engine.generate(p, max_tokens=60, speculation=False)[0].token_ids for p in prompts]
         assert alone == together
@@ -136,7 +137,7 @@ def test_strict_bits_do_not_depend_on_pieces_or_company(dtype):
     """The probe's promise beyond what it probed."""
     runner = runner_of(on_device("llama", dtype), num_slots=3, strict=True)
     if runner.guarantee != "bitwise":
-        pytest.skip("the probe finds that this device does not keep bits at a fixed number of tokens")
+        pytest.skip("the probe finds that this device does not keep bits")
     ids = [(i * i + 3 * i) % 500 for i in range(900)]
     whole = runner.forward([Span(0, 0, ids, 900)])
     for size in (63, 200, 7):
@@ -147,6 +148,13 @@ def test_strict_bits_do_not_depend_on_pieces_or_company(dtype):
         assert torch.equal(whole[: len(pieces) * size], torch.cat(pieces))
     single = torch.cat([runner.forward([Span(2, start, [ids[start]], 1)]) for start in range(600, 700)])
     assert torch.equal(whole[600:700], single)
+
+
+def test_strict_mode_pads_nothing_over_products_of_our_own():
+    """A row's bits do not depend on the bucket there, so that strict mode costs decoding nothing."""
+    runner = runner_of(on_device("llama", torch.bfloat16), num_slots=3, strict=True)
+    assert runner.guarantee == "bitwise"
+    assert tuple(runner.token_sizes) == TOKENS
 
 
 def test_nothing_grows_over_a_thousand_steps():

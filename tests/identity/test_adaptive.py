@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from specrouter_llm import SamplingParams, SpecRouter
+from specrouter_llm.engine.calibration import Calibration
 from specrouter_llm.errors import InvalidParameterError
+from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.scheduling.policy import FixedPolicy
 
 PROMPTS = [
     [
@@ -60,6 +64,36 @@ def test_an_unknown_policy_is_refused():
     for policy in ("clever", 7):
         with pytest.raises(InvalidParameterError, match=words):
             SpecRouter.from_pretrained("demo", policy=policy, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"policy": "off", "chain": ["ngram"]}, "leaves policy= nothing to do"),
+        ({"policy": FixedPolicy(Plan(("demo/target",))), "chain": ["ngram"]}, "leaves policy= nothing to do"),
+        ({"windows": [3]}, "windows belong to a chain"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused_before_anything_is_loaded(options, words):
+    with pytest.raises(InvalidParameterError, match=words):
+        SpecRouter.from_pretrained("not/there", progress=False, **options)
+
+
+def test_a_start_that_is_interrupted_gives_a_callers_model_back(monkeypatch):
+    """Ctrl-C while the models are measured."""
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1))
+    own = model.config._attn_implementation
+    seen = []
+
+    def interrupted(*args, **kwargs):
+        seen.append(model.config._attn_implementation)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Calibration, "of", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        SpecRouter.from_pretrained(model, max_batch=1, pack=False, progress=False)
+    assert seen != [own]
+    assert model.config._attn_implementation == own
 
 
 def test_policies_by_name():

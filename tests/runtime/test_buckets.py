@@ -69,7 +69,7 @@ def test_launches_feed_the_same_tokens(spans, size):
     assert all(len(span.token_ids) for part in parts for span in part)
 
 
-def test_the_canonical_number_of_tokens_is_one():
+def test_one_size_is_one_number_of_tokens():
     """Whatever is fed."""
     few, many = [Span(0, 0, [1], 1)], [Span(0, 3000, [1] * 60, 1)]
     assert bucket_for(few, CAPACITY, [64]).tokens == bucket_for(many, CAPACITY, [64]).tokens

@@ -107,7 +107,7 @@ def test_it_is_the_forward_of_the_modules(kind, dtype):
 
 
 def test_a_token_does_not_see_what_stands_beside_it():
-    """In one shape of launch its logits have the same bits alone, beside others, and at any place: strict mode needs it."""
+    """Its logits have the same bits alone, beside others, and at any place: strict mode needs it."""
     runner = fused_runner(random_model("llama"), strict=True)
     assert runner.guarantee == "bitwise"
 

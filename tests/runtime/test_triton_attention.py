@@ -28,7 +28,8 @@ from specrouter_llm.runtime.runner import EagerRunner
 from specrouter_llm.runtime.triton_attention import agrees, tile_attention
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-CAPACITY = 1024
+CAPACITY = 1536
+"""More than one group of splits."""
 
 
 def table_of(spans, padding=0):
@@ -45,7 +46,7 @@ def states(heads, key_heads, head_dim, dtype, tokens, value_dim=None, seed=0):
     return [torch.randn(shape, generator=generator).to(DEVICE, dtype) for shape in shapes]
 
 
-def ragged(data, longest=700):
+def ragged(data, longest=1300):
     """One to three rows that feed a few tokens each at any position."""
     slots = data.draw(st.permutations([0, 1, 2]))[: data.draw(st.integers(1, 3))]
     return [Span(s, data.draw(st.integers(0, longest)), [0] * data.draw(st.integers(1, 12)), 0) for s in slots]
@@ -96,6 +97,16 @@ def test_bits_depend_on_nothing_but_the_row(data):
     assert torch.equal(alone, company)
     assert torch.equal(alone, torch.cat(pieces))
     assert torch.equal(alone, small)
+
+
+def test_padding_gets_zeros():
+    """Tokens that no tile covers come out as zeros, unless nobody looks at them."""
+    query, key, value = states(4, 2, 16, torch.float32, 6)
+    table = table_of([Span(0, 5, [0] * 2, 0)], 2)
+    output = tile_attention(query, key, value, table, 512, None, None, None)
+    assert output[2:].count_nonzero() == 0
+    assert output[:2].count_nonzero() > 0
+    assert torch.equal(output[:2], tile_attention(query, key, value, table, 512, None, None, None, fill=False)[:2])
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,8 @@ def test_a_row_has_the_same_bits_beside_any_others(dtype, tokens, splits, block,
         assert torch.allclose(together[:, row], alone[:, 0], atol=1e-3 * size**0.5)
 
 
-@pytest.mark.parametrize("columns", [1664, 1920, 4032, 6720, 32000])
-@pytest.mark.parametrize("size", [384, 1664, 4032, 10848])
+@pytest.mark.parametrize("columns", [896, 1664, 1920, 4032, 6720, 32000])
+@pytest.mark.parametrize("size", [384, 1664, 4032, 4864, 10848])
 @pytest.mark.parametrize("gated", [False, True])
 def test_how_a_matrix_is_cut_does_not_depend_on_the_rows(columns, size, gated):
     """As far as it decides the order of a sum; and no part is empty."""

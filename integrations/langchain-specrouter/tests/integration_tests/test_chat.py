@@ -83,20 +83,21 @@ def test_metadata_is_on_the_last_chunk_and_only_there(demo):
 
 def test_every_chunk_is_a_step(demo):
     """Tokens that one target forward commits arrive together."""
-    chunks = [chunk for chunk in demo.stream(QUESTION) if chunk.content]
-    steps = joined(demo.stream(QUESTION)).response_metadata["speculative_decoding"]["num_target_steps"]
+    options = {"chain": ["demo/draft"]}
+    chunks = [chunk for chunk in demo.stream(QUESTION, **options) if chunk.content]
+    steps = joined(demo.stream(QUESTION, **options)).response_metadata["speculative_decoding"]["num_target_steps"]
     assert 1 < len(chunks) <= steps < 20
 
 
 def test_what_statistics_tell(demo):
     off = demo.invoke(QUESTION, stats="off").response_metadata
     assert set(off) == {"model_name", "model_provider", "finish_reason"}
-    seen = []
-    detailed = demo.invoke(QUESTION, stats="detailed", on_step=seen.append).response_metadata["speculative_decoding"]
+    seen, options = [], {"stats": "detailed", "chain": ["demo/draft"]}
+    detailed = demo.invoke(QUESTION, on_step=seen.append, **options).response_metadata["speculative_decoding"]
     assert [step["step"] for step in detailed["steps"]] == list(range(detailed["num_target_steps"]))
     assert sum(step["committed"] for step in detailed["steps"]) == 20
     assert len(seen) == detailed["num_target_steps"]
-    streamed = joined(demo.stream(QUESTION, stats="detailed")).response_metadata["speculative_decoding"]["steps"]
+    streamed = joined(demo.stream(QUESTION, **options)).response_metadata["speculative_decoding"]["steps"]
     assert [step["committed"] for step in streamed] == [step["committed"] for step in detailed["steps"]]
 
 

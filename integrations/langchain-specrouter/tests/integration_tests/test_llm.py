@@ -51,6 +51,7 @@ class Handler(BaseCallbackHandler):
 
 def test_what_handlers_see_of_a_stream_and_of_a_call(llm):
     """One call of on_llm_new_token for every chunk, and the same information at the end."""
+    llm = llm.bind(chain=["demo/draft"])  # so that what is told of drafting is the same both times
     llm.invoke(PROMPT)  # fills the prefix cache
     streamed, called, stats = Handler(), Handler(), SpecRouterStatsHandler()
     text = "".join(llm.stream(PROMPT, {"callbacks": [streamed, stats]}))

@@ -90,7 +90,7 @@ class SpecRouterLLM(StructuredPredictionLLM):
     windows: list[int] | None = Field(default=None, description="Tokens that each level of `chain` offers.")
     speculation: bool | None = Field(default=None, description="False decodes without drafting.")
     policy: Literal["adaptive", "fixed", "off"] | None = Field(
-        default=None, description="Who chooses chains otherwise."
+        default=None, description="Who chooses where `chain` does not: adaptive (the default), fixed or off."
     )
     timeout: float | None = Field(default=None, description="Seconds after which an answer ends with what it has.")
     on_step: Callable[[StepInfo], None] | None = Field(
