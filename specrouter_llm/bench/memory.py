@@ -54,12 +54,15 @@ class Task:
 
     def sources(self) -> list[ModelSource]:
         """The target first."""
+        family = list(dict.fromkeys(self.drafts))
         if self.widen is not None:
-            specs = widened_family(self.target, self.drafts, self.widen)
+            specs = widened_family(self.target, family, self.widen)
         else:
-            specs = [ModelSpec(self.target), *(ModelSpec(name) for name in self.drafts)]
-        names = [self.target, *(f"{name} #{i}" for i, name in enumerate(self.drafts, 1))]
-        return [ModelSpec(spec.source, name=name, widen=spec.widen) for spec, name in zip(specs, names, strict=True)]
+            specs = [ModelSpec(name) for name in (self.target, *family)]
+        target, *drafts = specs
+        known = dict(zip(family, drafts, strict=True))
+        named = [(self.target, target), *((f"{name} #{i}", known[name]) for i, name in enumerate(self.drafts, 1))]
+        return [ModelSpec(spec.source, name=name, widen=spec.widen) for name, spec in named]
 
 
 def measure(

@@ -154,6 +154,15 @@ def test_memory_of_a_pool(texts, tmp_path):
     assert "<svg" in (tmp_path / "memory.svg").read_text(encoding="utf-8")
 
 
+def test_a_widened_family_may_have_a_drafter_twice():
+    """A chain deeper than the family is long."""
+    drafts = ["demo/middle", "demo/draft", "demo/middle"]
+    target, *chain = memory.Task("demo", drafts, "150M", [], 1, 1, 0).sources()
+    assert [spec.name for spec in chain] == ["demo/middle #1", "demo/draft #2", "demo/middle #3"]
+    assert chain[0].widen == chain[2].widen
+    assert target.widen.hidden_size > chain[0].widen.hidden_size
+
+
 def test_a_failing_process_says_why(texts, tmp_path, monkeypatch):
     """The error carries the end of what the process wrote."""
     broken = tmp_path / "python"
