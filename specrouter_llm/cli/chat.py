@@ -102,7 +102,8 @@ def run(
     """Reads messages from the terminal, or one a line from standard input, until they end."""
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     options = {"chain": chain, "windows": windows, **sampling}
-    with pool.engine(progress=sys.stderr.isatty(), max_batch=1, policy=policy) as engine:
+    chosen = policy if chain is None else "off"  # a given chain leaves nothing to measure models for
+    with pool.engine(progress=sys.stderr.isatty(), max_batch=1, policy=chosen) as engine:
         conversation = Conversation(engine, system, options)
         if interactive:
             print(f"{engine.labels[engine.target]}; {COMMANDS}")

@@ -155,11 +155,16 @@ def product(
     Args:
         rows: contiguous, as `weight`.
         gated: `weight` [2 C, K] is two matrices, and silu of the first product, times the second, comes back, in one part.
+
+    Raises:
+        ValueError: `gated` with a tiling of several parts, of which no gate can be taken.
     """
     tokens, size = rows.shape
     columns = weight.shape[0] // (2 if gated else 1)
     block_tokens = min(_MOST_TOKENS, max(_LEAST_TOKENS, triton.next_power_of_2(tokens)))
     tiling = tiling or tiling_for(columns, size, rows.dtype, tokens=block_tokens, gated=gated)
+    if gated and tiling.splits > 1:
+        raise ValueError("the product of a gate cannot be cut into parts that are summed later")
     accumulator = torch.float64 if rows.dtype == torch.float64 else torch.float32
     output = rows.new_empty((tiling.splits, tokens, columns), dtype=rows.dtype if tiling.splits == 1 else accumulator)
     stage = (tiling.columns * (2 if gated else 1) + block_tokens) * tiling.block * rows.element_size()

@@ -53,6 +53,8 @@ def test_a_gate_opens_the_second_half(dtype, biased):
     bias = numbers(88, dtype=dtype, seed=2) if biased else None
     gate, up = F.linear(rows, weight, bias).chunk(2, dim=1)
     expected = F.silu(gate) * up
+    with pytest.raises(ValueError, match="gate"):
+        product(rows, weight, bias, gated=True, tiling=Tiling(32, 32, 3, 2, 4))
     (opened,) = product(rows, weight, bias, gated=True)
     assert (opened - expected).abs().max() <= 2 * TOLERANCE[dtype] * expected.abs().max()
 
