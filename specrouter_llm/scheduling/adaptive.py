@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.counts import Array
 from specrouter_llm.scheduling.estimates import Estimates, level_curves
 from specrouter_llm.scheduling.explanation import Explanation, Journal, Switch
 from specrouter_llm.scheduling.latency import LatencyModel
+from specrouter_llm.scheduling.offers import MOST_LEVELS
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import Forward, Reasons, RowObservation, RowView, StepObservation
 from specrouter_llm.scheduling.pricing import best_draft, price
@@ -76,7 +78,15 @@ class AdaptivePolicy:
         proposers: model-free levels.
         latency: measured; a level it does not know is tried once and learnt from its first forward.
         prior: SimScore = 1 - E[TV] by (lower, upper).
+
+        Raises:
+            InvalidParameterError: more lower levels than a search can hold.
         """
+        if len(models) - 1 + len(proposers) > MOST_LEVELS:
+            raise InvalidParameterError(
+                f"the adaptive policy chooses among at most {MOST_LEVELS} drafters, got {len(models) - 1 + len(proposers)}; "
+                'leave some out, or name a chain with policy="fixed"'
+            )
         self._models = tuple(models)
         self._proposers = tuple(proposers)
         self._target = self._models[-1]

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
+from operator import mul
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,8 @@ class _Curve:
     base: list[float]
     slope: list[float]
     shift: list[float]
+    factor: list[float]
+    """exp(shift), which is read more often than it changes."""
     count: list[float]
     """Weight of the forwards seen near each node."""
     settled: list[float]
@@ -63,8 +66,8 @@ class _Curve:
     def of(
         cls, tokens: Sequence[float], base: Sequence[float], slope: Sequence[float], sizes: Sequence[int] = ()
     ) -> _Curve:
-        zeros = [0.0] * len(tokens)
-        return cls(tuple(tokens), list(base), list(slope), zeros.copy(), zeros.copy(), zeros.copy(), tuple(sizes))
+        zeros, ones = [0.0] * len(tokens), [1.0] * len(tokens)
+        return cls(tuple(tokens), list(base), list(slope), zeros.copy(), ones, zeros.copy(), zeros.copy(), tuple(sizes))
 
     def at(self, tokens: Array, context: float, rows: int) -> Array:
         """Seconds over each number of tokens; never decreasing in tokens."""
@@ -95,7 +98,7 @@ class _Curve:
 
     def corrected(self, values: Sequence[float]) -> list[float]:
         """Values at the nodes with what was learnt, never decreasing."""
-        return list(accumulate((v * math.exp(s) for v, s in zip(values, self.shift, strict=True)), max))
+        return list(accumulate(map(mul, values, self.factor), max))
 
     def _line(self, values: Sequence[float]) -> tuple[list[float], list[float]]:
         """Nodes and values, and one more node far out on the line through the last two."""
@@ -113,6 +116,7 @@ class _Curve:
         for i, near in enumerate(_nearness(_padded(tokens, self.sizes), self.tokens)):
             self.count[i] += near
             self.shift[i] += near * max(RATE, 1.0 / (4.0 + self.count[i])) * step
+            self.factor[i] = math.exp(self.shift[i])
             moved |= abs(self.shift[i] - self.settled[i]) > MOVED
         return moved
 

@@ -25,11 +25,14 @@ from specrouter_llm.scheduling.estimates import MAX_WINDOW, Estimates
 Ints = npt.NDArray[np.int64]
 
 ROUNDS = np.array([1, 2, 3, 4, 6, 8])
-LOOKUP_WINDOWS = (1, 2, 4, 6, 8, 12, 16)
+LOOKUP_WINDOWS = np.array([1, 2, 4, 6, 8, 12, 16])
 PLACES = np.arange(1, MAX_WINDOW + 1)
+MOST_LEVELS = 62
+"""Below the target: a set of them is the bits of one whole number."""
 _OWN_SURVIVAL = np.tril(np.ones((MAX_WINDOW, MAX_WINDOW)))
 _SHIFT = np.maximum(np.arange(MAX_WINDOW)[None, :] - np.arange(MAX_WINDOW)[:, None], 0)
 _FORWARD = np.triu(np.ones((MAX_WINDOW, MAX_WINDOW)))
+_WITHIN = (LOOKUP_WINDOWS[:, None] >= PLACES).astype(np.float64)
 _NO_SUB = -1
 
 
@@ -60,6 +63,8 @@ class Offers:
     """[K] seconds per committed token."""
     sub: Ints
     """[K] number of the offer below in the table, -1 for none."""
+    members: Ints
+    """[K] a bit for each level of the chain."""
 
     @classmethod
     def joined(cls, parts: Sequence[Offers]) -> Offers:
@@ -72,13 +77,14 @@ class Offers:
             np.concatenate([part.rounds for part in parts]),
             np.concatenate([part.catch_up for part in parts]),
             np.concatenate([part.sub for part in parts]),
+            np.concatenate([part.members for part in parts]),
         )
 
     def taken(self, index: Ints) -> Offers:
         """Some of the offers."""
         return Offers(
             self.level[index], self.seconds[index], self.survival[index], self.window[index], self.rounds[index],
-            self.catch_up[index], self.sub[index],
+            self.catch_up[index], self.sub[index], self.members[index],
         )  # fmt: skip
 
     def chain(self, number: int) -> Chain:
@@ -138,22 +144,23 @@ def own_offers(level: int, estimates: Estimates) -> Offers:
         rounds=PLACES,
         catch_up=np.full(MAX_WINDOW, estimates.catch_up[level]),
         sub=np.full(MAX_WINDOW, _NO_SUB),
+        members=np.full(MAX_WINDOW, 1 << level),
     )
 
 
 def lookup_offers(level: int, estimates: Estimates) -> Offers:
     """A model-free level: with chance h it proposes, and goes on after each token with chance s: S[k] = h s^(k - 1)."""
-    windows = np.array(LOOKUP_WINDOWS)
     hit, stay = estimates.acceptance.hits[:, level].mean(), estimates.acceptance.stays[:, level].mean()
-    ones = np.ones(len(windows), dtype=np.int64)
+    count = len(LOOKUP_WINDOWS)
     return Offers(
-        level=ones * level,
-        seconds=np.tile(estimates.curves[level][:, 1], (len(windows), 1)),
-        survival=np.where(windows[:, None] >= PLACES, hit * stay ** (PLACES - 1), 0.0),
-        window=windows,
-        rounds=ones,
-        catch_up=np.zeros(len(windows)),
-        sub=ones * _NO_SUB,
+        level=np.full(count, level),
+        seconds=estimates.curves[level][:, 1] * np.ones((count, 1)),
+        survival=_WITHIN * (hit * stay ** (PLACES - 1)),
+        window=LOOKUP_WINDOWS,
+        rounds=np.ones(count, dtype=np.int64),
+        catch_up=np.zeros(count),
+        sub=np.full(count, _NO_SUB),
+        members=np.full(count, 1 << level),
     )
 
 
@@ -201,6 +208,7 @@ def _verified_offers(level: int, curve: Array, powers: Array, estimates: Estimat
         rounds=rounds,
         catch_up=np.tile(below.catch_up[best] + estimates.catch_up[level], times),
         sub=np.tile(best, times),
+        members=np.tile(below.members[best] | 1 << level, times),
     )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from specrouter_llm.scheduling.counts import Array
 from specrouter_llm.scheduling.estimates import Estimates
@@ -75,13 +76,14 @@ class Search:
         self._ranked, self._price = self._rank()
         self._numbers = self._ranked[:CANDIDATES]
         self._offers = self._table.taken(self._numbers)
-        self._lookup_gains = self._lookups()
+        self._lookup_offers = self._lookups()
+        self._slope = self._further_token()
 
     def choice(self) -> StepChoice:
         """The best step. Plain decoding of every row is always among what is compared."""
         best_plans = self._plans(np.zeros(self._estimates.num_rows, dtype=np.int64), None, np.inf)
         tokens, seconds = float(self._estimates.num_rows), self._estimates.plain_seconds
-        for _ in range(PASSES if self._estimates.num_rows > 1 or self._lookup_gains is not None else 1):
+        for _ in range(PASSES if self._estimates.num_rows > 1 or self._lookup_offers is not None else 1):
             theta = tokens / seconds
             for shares in self._all_shares(theta):
                 i = shares.best
@@ -96,7 +98,8 @@ class Search:
 
     def levels(self, count: int) -> set[int]:
         """The lower levels of the best `count` offers."""
-        return {level for number in self._ranked[:count] for level in self._table.chain(int(number)).levels}
+        used = int(np.bitwise_or.reduce(self._table.members[self._ranked[:count]]))
+        return {level for level in range(len(self._estimates.lower)) if used >> level & 1}
 
     def _rank(self) -> tuple[Ints, Array]:
         """Offers by seconds per token if every row takes the whole of them."""
@@ -119,50 +122,51 @@ class Search:
         """Plain decoding and the best offer of each chain, best first."""
         estimates = self._estimates
         plain = Candidate(Plan((estimates.target,)), estimates.plain_seconds / estimates.num_rows)
-        found: dict[tuple[int, ...], Candidate] = {(): plain}
-        for number in self._ranked[:64]:
-            chain = self._table.chain(int(number))
-            if chain.levels not in found:
-                plan = self._plan(int(number), int(self._table.window[number]))
-                found[chain.levels] = Candidate(plan, float(self._price[number]))
-        return tuple(sorted(found.values(), key=lambda candidate: candidate.seconds_per_token))
+        ranked = self._ranked[:64]
+        _, best = np.unique(self._table.members[ranked], return_index=True)  # the first of each chain is its best
+        found = [
+            Candidate(self._plan(int(number), int(self._table.window[number])), float(self._price[number]))
+            for number in ranked[best]
+        ]
+        return tuple(sorted((plain, *found), key=lambda candidate: candidate.seconds_per_token))
 
     # ---------------------------------------------------------------- each row for itself
 
-    def _lookups(self) -> tuple[Array, Array] | None:
-        """[R, P, K] accepted and offered tokens at each place of the model-free proposals."""
-        count = self._estimates.num_lookups
+    def _lookups(self) -> tuple[Array, Array, Array] | None:
+        """[R, P * W] accepted and offered tokens of each model-free level with each window, and [P * W] its seconds."""
+        count, rows = self._estimates.num_lookups, self._estimates.num_rows
         if not count:
             return None
         acceptance = self._estimates.acceptance
         offered = acceptance.hits[:, :, None] * acceptance.stays[:, :, None] ** (PLACES - 1)
         offered = np.where(self._estimates.blocked[:, :count, None] > 0, 0.0, offered)
-        return offered * self._powers[:, :count], offered
+        accepted, offered = (
+            np.cumsum(part, axis=2)[:, :, LOOKUP_WINDOWS - 1].reshape(rows, -1)
+            for part in (offered * self._powers[:, :count], offered)
+        )
+        return accepted, offered, np.repeat(self._estimates.curves[:count, 1, 1], len(LOOKUP_WINDOWS))
 
-    def _aside(self, theta: float, slope: float) -> tuple[Array, Ints, Ints, Array, Array]:
+    def _aside(self, theta: float) -> tuple[Array, Ints, Ints, Array, Array]:
         """What each row does without a model: its gain at this price, the lookup (or -1), its window, tokens, offered."""
         rows = self._estimates.num_rows
         nothing = np.zeros(rows)
-        if self._lookup_gains is None:
+        if self._lookup_offers is None:
             return nothing, np.full(rows, -1), np.zeros(rows, dtype=np.int64), nothing, nothing
-        accepted, offered = (np.cumsum(part, axis=2)[:, :, np.array(LOOKUP_WINDOWS) - 1] for part in self._lookup_gains)
-        cost = self._estimates.curves[: self._estimates.num_lookups, 1, 1]
-        gains = (accepted - theta * (slope * offered + cost[None, :, None])).reshape(rows, -1)
+        accepted, offered, cost = self._lookup_offers
+        gains = accepted - theta * (self._slope * offered + cost)
         best = np.argmax(gains, axis=1)
         every = np.arange(rows)
         gain = gains[every, best]
         used = gain > 0
-        lookup = np.where(used, best // len(LOOKUP_WINDOWS), -1)
-        window = np.where(used, np.array(LOOKUP_WINDOWS)[best % len(LOOKUP_WINDOWS)], 0)
         return (
-            np.where(used, gain, 0.0),
-            lookup,
-            window,
-            np.where(used, accepted.reshape(rows, -1)[every, best], 0.0),
-            np.where(used, offered.reshape(rows, -1)[every, best], 0.0),
+            gain * used,
+            np.where(used, best // len(LOOKUP_WINDOWS), -1),
+            np.where(used, LOOKUP_WINDOWS[best % len(LOOKUP_WINDOWS)], 0),
+            accepted[every, best] * used,
+            offered[every, best] * used,
         )
 
-    def _slope(self) -> float:
+    def _further_token(self) -> float:
         """Seconds per further token of the target's forward."""
         rows = self._estimates.num_rows
         low, high = self._estimates.target_seconds(np.array([rows * 2.0, rows * 6.0]))
@@ -170,12 +174,12 @@ class Search:
 
     def _all_shares(self, theta: float) -> list[_Shares]:
         """Candidates taken by all rows whole, and taken by each row as far as they pay; the last one is none at all."""
-        slope = self._slope()
-        gain, lookup, _, tokens, offered = self._aside(theta, slope)
+        slope = self._slope
+        gain, lookup, _, tokens, offered = self._aside(theta)
         offers, rows = self._offers, self._estimates.num_rows
         blocked = self._blocked()
         width = len(self._numbers)
-        whole = np.broadcast_to(offers.window, (rows, width)) * (blocked == 0)
+        whole = np.broadcast_to(offers.window, (rows, width)) * ~blocked
         shares = [self._share(whole, lookup, tokens, offered)]
         if rows > 1 and width:
             extra = np.maximum(offers.seconds[:, 0] - offers.seconds[:, 1], 0.0) / (rows - 1)
@@ -184,16 +188,16 @@ class Search:
             total = np.cumsum(value, axis=2)
             end = np.argmax(total, axis=2)
             reached = np.take_along_axis(total, end[:, :, None], axis=2)[:, :, 0]
-            part = np.where((reached > gain[:, None]) & (blocked == 0), np.minimum(end + 1, offers.window), 0)
+            part = np.where((reached > gain[:, None]) & ~blocked, np.minimum(end + 1, offers.window), 0)
             shares.append(self._share(part, lookup, tokens, offered))
         return shares
 
-    def _blocked(self) -> Array:
-        """[R, C] positive where a row cannot use a candidate's levels."""
-        blocked = self._estimates.blocked
-        if not blocked.any():
-            return np.zeros((self._estimates.num_rows, len(self._numbers)))
-        return np.array([blocked[:, list(self._table.chain(int(n)).levels)].sum(axis=1) for n in self._numbers]).T
+    def _blocked(self) -> npt.NDArray[np.bool_]:
+        """[R, C] whether a row cannot use a candidate's levels."""
+        bits = 1 << np.arange(len(self._estimates.lower))
+        refused = (self._estimates.blocked > 0) @ bits
+        blocked: npt.NDArray[np.bool_] = (refused[:, None] & self._offers.members) != 0
+        return blocked
 
     def _share(self, taken: Ints, lookup: Ints, aside: Array, aside_offered: Array) -> _Shares:
         """Tokens and seconds of the step with each candidate, and without any (the last entry)."""
@@ -237,7 +241,7 @@ class Search:
         plain = Plan((estimates.target,))
         if not np.isfinite(theta):
             return [plain] * estimates.num_rows
-        _, lookup, windows, _, _ = self._aside(theta, self._slope())
+        _, lookup, windows, _, _ = self._aside(theta)
         plans = []
         for row in range(estimates.num_rows):
             if candidate is not None and taken[row]:

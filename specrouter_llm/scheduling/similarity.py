@@ -116,6 +116,12 @@ class Similarity:
     def _new(self, memory: Memory) -> _Evidence:
         return _Evidence(len(self.lower), len(self.models), self._num_lookups, memory)
 
+    def _shared(self, bucket: int) -> _Evidence:
+        found = self._workload.get(bucket)
+        if found is None:
+            found = self._workload[bucket] = self._new(WORKLOAD_MEMORY)
+        return found
+
     def _evidence(self, row_id: int, bucket: int) -> _Evidence:
         found = self._rows.get(row_id)
         if found is None or found[0] != bucket:
@@ -134,7 +140,7 @@ class Similarity:
                 evidence.matches.fade(step)
                 evidence.lookups.fade(step)
         changed = False
-        workload = self._workload.setdefault(bucket, self._new(WORKLOAD_MEMORY))
+        workload = self._shared(bucket)
         own = self._evidence(row_id, bucket)
         for lower, upper, accepted, missed in (*_merged(trials), *self._against_target(scores)):
             if lower not in self._row_of or upper not in self._column_of:
@@ -164,7 +170,7 @@ class Similarity:
         if cell >= self._num_lookups:
             return
         goes_on = sum(length - 1 for length in lengths)
-        for table in (self._workload.setdefault(bucket, self._new(WORKLOAD_MEMORY)), self._evidence(row_id, bucket)):
+        for table in (self._shared(bucket), self._evidence(row_id, bucket)):
             if lengths or misses:
                 self.moved |= table.lookups.add((cell, 0), len(lengths), misses, step)
             if goes_on or ends:

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 
+from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.adaptive import AdaptivePolicy
 from specrouter_llm.scheduling.estimates import MAX_WINDOW, Estimates
 from specrouter_llm.scheduling.plan import Plan
@@ -83,6 +84,29 @@ def test_plain_decoding_where_nothing_pays():
     choice = Search(seen).choice()
     assert choice.plans == (Plan(("t",)),)
     assert choice.seconds_per_token == pytest.approx(seen.plain_seconds)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_candidates_are_the_best_of_each_chain(seed):
+    """Every chain once, its best windows, the best chain first; the levels of an offer are those of its chain."""
+    search = Search(estimates(random.Random(seed), 4))
+    found = search.candidates()
+    chains = [candidate.plan.levels for candidate in found]
+    prices = [candidate.seconds_per_token for candidate in found]
+    assert len(set(chains)) == len(chains) > 2
+    assert prices == sorted(prices)
+    table, best = search._table, {}
+    for number in search._ranked[:64]:
+        chain = table.chain(int(number))
+        assert int(table.members[number]) == sum(1 << level for level in chain.levels)
+        best.setdefault(chain.levels, float(search._price[number]))
+    assert sorted(best.values()) == sorted(price for c, price in zip(chains, prices, strict=True) if len(c) > 1)
+
+
+def test_more_levels_than_a_search_can_hold_are_refused():
+    with pytest.raises(InvalidParameterError, match="at most 62 drafters, got 63"):
+        AdaptivePolicy([*(f"m{i}" for i in range(63)), "target"])
+    AdaptivePolicy([*(f"m{i}" for i in range(61)), "target"], ["ngram"])
 
 
 def test_blocked_levels_are_not_planned():
