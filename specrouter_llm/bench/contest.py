@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -171,12 +171,7 @@ def differences(
     for group, expected, found in zip(groups, plain, other, strict=True):
         for job, completion, tokens in zip(group, expected.completions, found.token_ids, strict=True):
             comparison.add(engine, job.prompt_ids, job.params, completion, tokens)
-    return {
-        "identical": comparison.identical,
-        "near_ties": comparison.near_ties,
-        "different": comparison.different,
-        "largest_margin": comparison.largest_margin,
-    }
+    return asdict(comparison)
 
 
 def route(decodings: Sequence[Decoding]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from specrouter_llm.sampling.choice import Segment
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.sampling.row import RowSampler
 from specrouter_llm.types import Completion
-from specrouter_llm.verification.near_tie import EPSILON, margin
+from specrouter_llm.verification.near_tie import margin, usual_epsilon
 
 
 @dataclass(slots=True)
@@ -23,6 +23,10 @@ class Comparison:
     largest_margin: float = 0.0
     """Largest change of the logits that a first difference needed."""
 
+    @property
+    def requests(self) -> int:
+        return self.identical + self.near_ties + self.different
+
     def add(
         self,
         engine: SpecRouter,
@@ -30,14 +34,19 @@ class Comparison:
         params: SamplingParams,
         plain: Completion,
         tokens: tuple[int, ...],
+        epsilon: float | None = None,
     ) -> None:
-        """Counts one completion, and what else was decoded of the same prompt and seed."""
+        """Counts one completion, and what else was decoded of the same prompt and seed.
+
+        Args:
+            epsilon: the change of the logits up to which a difference is a near-tie; that of the dtype by default.
+        """
         if plain.token_ids == tokens:
             self.identical += 1
             return
         size = first_margin(engine, prompt, params, plain, tokens)
         self.largest_margin = max(self.largest_margin, size)
-        if size <= EPSILON.get(engine.dtype, EPSILON["bfloat16"]):
+        if size <= (usual_epsilon(engine.dtype) if epsilon is None else epsilon):
             self.near_ties += 1
         else:
             self.different += 1

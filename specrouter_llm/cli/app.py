@@ -165,7 +165,7 @@ def verify(
     as_json: Json = False,
     out: experiment.Out = None,
 ) -> None:
-    """Compare every chain with plain decoding on your models and prompts. Status 1 if anything but near-ties differs."""
+    """Compare the router and every chain with plain decoding on your models. Status 1 if anything but near-ties differs."""
     from specrouter_llm.cli.verify import run
 
     raise typer.Exit(

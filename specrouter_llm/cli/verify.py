@@ -1,4 +1,4 @@
-"""`specrouter verify`: every chain against plain decoding on the user's own pool and prompts."""
+"""`specrouter verify`: the router and every chain against plain decoding on the user's own pool and prompts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from specrouter_llm.bench.identity import first_margin
+from specrouter_llm.bench.identity import Comparison
 from specrouter_llm.bench.models import encode
 from specrouter_llm.bench.result import result, write_result
 from specrouter_llm.bench.workloads import built_in_prompts, read_prompts
@@ -22,22 +22,31 @@ from specrouter_llm.cli.options import PoolOptions
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.types import Completion
-from specrouter_llm.verification.near_tie import EPSILON
+from specrouter_llm.verification.near_tie import usual_epsilon
+
+ROUTED = "routed"
+"""Whatever the adaptive policy chooses: what requests without a chain get."""
 
 
 @dataclass(slots=True)
-class ChainReport:
-    """What one chain did on all prompts."""
+class Report:
+    """What one way of decoding did on all prompts."""
 
     chain: str
-    requests: int = 0
-    identical: int = 0
-    near_ties: int = 0
-    different: int = 0
-    largest_margin: float = 0.0
-    """Largest change of the logits that a first difference needed."""
+    outputs: Comparison = field(default_factory=Comparison)
     drafted: int = 0
     accepted: int = 0
+
+    def row(self) -> dict[str, Any]:
+        """As plain values."""
+        found = asdict(self.outputs)
+        return {
+            "chain": self.chain,
+            "requests": self.outputs.requests,
+            **found,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+        }
 
 
 def run(
@@ -58,20 +67,21 @@ def run(
     texts = read_prompts(prompts, limit) if prompts is not None else built_in_prompts(limit)
     params = SamplingParams(**sampling)
     quiet = as_json or not sys.stderr.isatty()
-    with pool.engine(progress=not quiet, max_batch=batch, policy="fixed") as engine:
+    with pool.engine(progress=not quiet, max_batch=batch, policy="fixed" if chains else "adaptive") as engine:
         dtype = engine.dtype
-        bound = epsilon if epsilon is not None else EPSILON.get(dtype, EPSILON["bfloat16"])
+        bound = epsilon if epsilon is not None else usual_epsilon(dtype)
         ids = [encode(engine, text, raw=raw) for text in texts]
-        chosen = [list(chain) for chain in chains] if chains else all_chains(engine)
+        chosen = [list(chain) for chain in chains] if chains else [None, *all_chains(engine)]
         reports = []
         with Progress(console=Console(stderr=True), disable=quiet) as progress:
             task = progress.add_task("Plain decoding", total=len(chosen) + 1 + with_transformers)
             plain = engine.generate(ids, params, speculation=False)
             progress.advance(task)
             for chain in chosen:
-                progress.update(task, description=" > ".join(chain))
+                name = " > ".join(chain) if chain else ROUTED
+                progress.update(task, description=name)
                 completions = engine.generate(ids, params, chain=chain)
-                reports.append(compare(engine, ids, params, plain, completions, " > ".join(chain), bound))
+                reports.append(compare(engine, ids, params, plain, completions, name, bound))
                 progress.advance(task)
             if with_transformers:
                 progress.update(task, description="transformers")
@@ -83,14 +93,14 @@ def run(
             "guarantee": engine.guarantee,
             "epsilon": bound,
         }
-    rows = [asdict(report) for report in reports]
+    rows = [report.row() for report in reports]
     if out is not None:
         write_result(out, result("verify", head, rows))
     if as_json:
         print(json.dumps({**head, "reports": rows}))
     else:
         _show(reports, head)
-    return 1 if any(report.different for report in reports) else 0
+    return 1 if any(report.outputs.different for report in reports) else 0
 
 
 def all_chains(engine: SpecRouter) -> list[list[str]]:
@@ -107,26 +117,17 @@ def compare(
     others: Sequence[Completion | tuple[int, ...]],
     name: str,
     epsilon: float,
-) -> ChainReport:
+) -> Report:
     """Counts what is identical, and how near a tie every first difference is."""
-    report = ChainReport(name)
+    report = Report(name)
     for prompt, expected, other in zip(prompts, plain, others, strict=True):
-        report.requests += 1
         if isinstance(other, Completion):
             tokens = other.raise_for_error().token_ids
             report.drafted += other.stats.num_draft_tokens
             report.accepted += other.stats.num_accepted_draft_tokens
         else:
             tokens = other
-        if tokens == expected.token_ids:
-            report.identical += 1
-            continue
-        size = first_margin(engine, prompt, params, expected, tokens)
-        report.largest_margin = max(report.largest_margin, size)
-        if size <= epsilon:
-            report.near_ties += 1
-        else:
-            report.different += 1
+        report.outputs.add(engine, prompt, params, expected, tokens, epsilon)
     return report
 
 
@@ -154,13 +155,14 @@ def _transformers_tokens(
     return results
 
 
-def _show(reports: Sequence[ChainReport], head: Mapping[str, Any]) -> None:
+def _show(reports: Sequence[Report], head: Mapping[str, Any]) -> None:
     table = Table(title=f"{head['target']}, {head['dtype']}: against plain decoding of the same engine")
     for column in ("chain", "requests", "identical", "near-ties", "different", "largest margin", "accepted/drafted"):
         table.add_column(column, justify="left" if column == "chain" else "right")
     for r in reports:
-        size = f"{r.largest_margin:.2g}" if r.identical < r.requests else "-"
-        counts = [str(n) for n in (r.requests, r.identical, r.near_ties, r.different)]
+        found = r.outputs
+        size = f"{found.largest_margin:.2g}" if found.identical < found.requests else "-"
+        counts = [str(n) for n in (found.requests, found.identical, found.near_ties, found.different)]
         table.add_row(r.chain, *counts, size, f"{r.accepted}/{r.drafted}" if r.drafted else "-")
     console = Console()
     console.print(table)

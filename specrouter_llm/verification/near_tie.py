@@ -11,10 +11,13 @@ from torch import Tensor
 
 from specrouter_llm.sampling.choice import Segment, choose
 
-EPSILON = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
-"""Differences of logits that are put down to rounding, by the dtype of the target's weights."""
-
+_EPSILON = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
 _WORST = 64.0
+
+
+def usual_epsilon(dtype: str) -> float:
+    """Differences of logits that are put down to rounding, by the dtype of the target's weights."""
+    return _EPSILON.get(dtype, _EPSILON["bfloat16"])
 
 
 def margin(logits: Tensor, segment: Segment, other: int) -> float:

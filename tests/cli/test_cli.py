@@ -80,8 +80,9 @@ def test_verify_compares_every_chain(specrouter, tmp_path):
     )
     report = json.loads(out)
     assert status == 0
-    assert [r["requests"] for r in report["reports"]] == [3] * 8  # 2^3 - 1 chains, and transformers
-    assert [r["identical"] for r in report["reports"]] == [3] * 8
+    assert [r["requests"] for r in report["reports"]] == [3] * 9  # the router, 2^3 - 1 chains, and transformers
+    assert [r["identical"] for r in report["reports"]] == [3] * 9
+    assert report["reports"][0]["chain"] == "routed"
     assert all(r["drafted"] > 0 for r in report["reports"] if "demo" in r["chain"])
 
 
@@ -93,13 +94,13 @@ def test_verify_tells_a_near_tie_from_a_difference():
         plain = engine.generate(prompts, params, speculation=False)
         other = (plain[0].token_ids[0] + 1) % 32
         changed = [(other, *plain[0].token_ids[1:]), plain[1].token_ids]
-        strict = compare(engine, prompts, params, plain, changed, "x", 1e-3)
+        strict = compare(engine, prompts, params, plain, changed, "x", 1e-3).outputs
         assert (strict.identical, strict.near_ties, strict.different) == (1, 0, 1)
         assert 1e-3 < strict.largest_margin < 64
-        loose = compare(engine, prompts, params, plain, changed, "x", strict.largest_margin * 1.01)
+        loose = compare(engine, prompts, params, plain, changed, "x", strict.largest_margin * 1.01).outputs
         assert (loose.identical, loose.near_ties, loose.different) == (1, 1, 0)
         shorter = [plain[0].token_ids[:3], plain[1].token_ids]
-        assert compare(engine, prompts, params, plain, shorter, "x", 1.0).different == 1
+        assert compare(engine, prompts, params, plain, shorter, "x", 1.0).outputs.different == 1
         assert len(all_chains(engine)) == 7
 
 
