@@ -42,10 +42,14 @@ batch-8-stories      := batch -w stories --batch 8 --groups 2 --max-tokens 48 --
 # Steps: over one token and over the floor; what the engine does between its forwards.
 step                 := step
 overhead             := overhead $(call limit,8)
+# The scheduler's arithmetic against what happens, and memory against what was accounted for.
+calibration          := calibration --noise 0 --noise 0.1 --noise 0.3 --noise 0.8 --tokens 200
+memory               := memory --depth 1 --depth 3
 
 bench_table := gsm8k gsm8k-assisted target-only target-only-assisted quoting \
 	chains-gsm8k chains-target-only chains-code chains-rag chains-qa chains-quoting chains-stories chains-mix \
-	batch-1-4 batch-8 batch-16 batch-32 batch-8-code batch-8-rag batch-8-qa batch-8-stories step overhead
+	batch-1-4 batch-8 batch-16 batch-32 batch-8-code batch-8-rag batch-8-qa batch-8-stories step overhead \
+	calibration memory
 
 .PHONY: bench-table bench-peers
 

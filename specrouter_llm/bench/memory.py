@@ -1,7 +1,8 @@
 """`specrouter bench memory`: what a pool takes, against what it was accounted for, and whether anything grows.
 
 Each depth (the target alone, then one drafter more) runs in a fresh process, which tells how much it holds before the
-models are loaded, after they have answered, and at its peak. The deepest one goes on to answer for many steps.
+models are loaded, after they have answered, and at its peak. The deepest one goes on to answer for many steps, in turn
+by the whole chain and as the router chooses.
 """
 
 from __future__ import annotations
@@ -116,19 +117,15 @@ def measure_here(task: Task) -> dict[str, Any]:
     before, peak_before = settled(), peak()
     target, *drafts = task.sources()
     with SpecRouter.from_pretrained(
-        target, drafts, policy="fixed", max_batch=task.max_batch, max_context=MAX_CONTEXT, progress=False
+        target, drafts, policy="adaptive", max_batch=task.max_batch, max_context=MAX_CONTEXT, progress=False
     ) as engine:
         levels = [name for name in engine.levels if name in engine.labels]
         chain = levels[:-1] or None
         windows = [2 * i + 2 for i in range(len(levels) - 1)] or None
         prompts = [encode(engine, text) for text in task.prompts]
-        options: dict[str, Any] = {
-            "chain": chain,
-            "windows": windows,
-            "ignore_eos": True,
-            "max_tokens": task.max_tokens,
-        }
-        for answer in engine.generate([prompts[i % len(prompts)] for i in range(2 * task.max_batch)], **options):
+        routed: dict[str, Any] = {"ignore_eos": True, "max_tokens": task.max_tokens}
+        whole = {**routed, "chain": chain, "windows": windows}
+        for answer in engine.generate([prompts[i % len(prompts)] for i in range(2 * task.max_batch)], **whole):
             answer.raise_for_error()
         after, highest = settled(), peak()
         report = engine.memory
@@ -144,7 +141,7 @@ def measure_here(task: Task) -> dict[str, Any]:
             "resident_before": before,
             "resident": after - before,
             "peak": (highest if highest > peak_before else after) - before,
-            "growth": run_long(engine, prompts, options, task.steps) if task.steps else None,
+            "growth": run_long(engine, prompts, (whole, routed), task.steps) if task.steps else None,
         }
 
 
@@ -157,12 +154,16 @@ def _warm_up(task: Task) -> None:
 
 
 def run_long(
-    engine: SpecRouter, prompts: Sequence[Sequence[int]], options: Mapping[str, Any], steps: int
+    engine: SpecRouter, prompts: Sequence[Sequence[int]], ways: Sequence[Mapping[str, Any]], steps: int
 ) -> dict[str, Any]:
-    """Answers until so many steps were run: what the process holds after each fifth, and how often it rolled back."""
+    """Answers until so many steps were run: what the process holds after each fifth, and how often it rolled back.
+
+    Args:
+        ways: options of requests; each batch takes the next.
+    """
     samples: list[dict[str, int]] = []
     first, rollbacks = engine.stats.num_steps, itertools.count()
-    supply = itertools.cycle(prompts)
+    supply, options = itertools.cycle(prompts), itertools.cycle(ways)
 
     def count(step: StepInfo) -> None:
         if any(level.accepted < level.drafted for level in step.levels):
@@ -171,7 +172,7 @@ def run_long(
     for period in range(1, PERIODS + 1):
         while engine.stats.num_steps - first < steps * period // PERIODS:
             batch = [list(next(supply)) for _ in range(engine.config.max_batch)]
-            for answer in engine.generate(batch, on_step=count, **options):
+            for answer in engine.generate(batch, on_step=count, **next(options)):
                 answer.raise_for_error()
         samples.append({"steps": engine.stats.num_steps - first, "resident": settled(), "objects": _objects()})
     warm, last = samples[PERIODS // 2], samples[-1]

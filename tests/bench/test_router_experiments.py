@@ -194,7 +194,7 @@ def test_nothing_grows_over_1000_rollbacks(policy):
         if chosen is None:
             options |= {"chain": models[:-1], "windows": [3, 5]}
         steps = 600 if policy == "fixed" else 1600
-        grown = memory.run_long(engine, [[1, 2, 3], [4, 5], [6], [7, 8, 9, 1]], options, steps)
+        grown = memory.run_long(engine, [[1, 2, 3], [4, 5], [6], [7, 8, 9, 1]], [options], steps)
     assert grown["rollbacks"] >= 1000
     assert abs(grown["object_growth"]) < 400
 
@@ -204,7 +204,7 @@ def test_nothing_grows_over_10000_steps(models, texts):
     """The same on the embedded family with the adaptive policy; the process itself grows by kernels only."""
     with models.engine(max_batch=4, policy="adaptive") as engine:
         prompts = [engine.encode(text) for text in texts]
-        grown = memory.run_long(engine, prompts, {"max_tokens": 64, "ignore_eos": True}, 10_000)
+        grown = memory.run_long(engine, prompts, [{"max_tokens": 64, "ignore_eos": True}], 10_000)
     assert abs(grown["object_growth"]) < 1000
     # oneDNN keeps 0.6 MiB for every (matrix shape, number of rows) that it has not met before, 1024 of them at most
     assert grown["resident_growth"] < 64 * 2**20
