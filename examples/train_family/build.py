@@ -27,6 +27,8 @@ class Build:
     """A build in the folder `work`; finished models stand in its subfolder `family`."""
 
     def __init__(self, config: FamilyConfig, work: Path) -> None:
+        if config.kept and config.begin_with is None:
+            raise ValueError("these settings keep a share of earlier weights: say whose with --begin-with FOLDER")
         self.config = config
         self.work = work
         work.mkdir(parents=True, exist_ok=True)
@@ -44,6 +46,7 @@ class Build:
         target = self._learner(TARGET, self.config.target, self.config.train, tokenizer)
         run = self._run(self.config.train, corpus, tokenizer, TARGET)
         self._note(TARGET, *run.train(TARGET, [target], predicting(target)), target)
+        self._keep(target.model)
         self._export(TARGET, target.model, tokenizer)
 
         target.model.requires_grad_(False)
@@ -80,9 +83,22 @@ class Build:
     def _learner(self, name: str, shape: Shape, settings: Training, tokenizer: PreTrainedTokenizerFast) -> Learner:
         model = new_model(shape, tokenizer)
         if self.config.begin_with is not None:
-            earlier = LlamaForCausalLM.from_pretrained(self.config.begin_with / name, dtype=torch.float32)
-            model.load_state_dict(earlier.state_dict())
+            model.load_state_dict(self._earlier(name))
         return Learner(model, settings, self.config.device)
+
+    def _earlier(self, name: str) -> dict[str, torch.Tensor]:
+        """Weights of a member of the family that this one begins with."""
+        assert self.config.begin_with is not None
+        model = LlamaForCausalLM.from_pretrained(self.config.begin_with / name, dtype=torch.float32)
+        return model.state_dict()
+
+    @torch.no_grad()
+    def _keep(self, target: LlamaForCausalLM) -> None:
+        """Moves the trained target back towards what it began with, by the configured share."""
+        if self.config.kept and self.config.begin_with is not None:
+            earlier = self._earlier(TARGET)
+            for name, weight in target.named_parameters():
+                weight.lerp_(earlier[name].to(weight), self.config.kept)
 
     def _run(self, settings: Training, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, name: str) -> Run:
         return Run(

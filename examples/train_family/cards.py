@@ -14,10 +14,11 @@ _HEAD = "---\nlicense: apache-2.0\nlanguage: en\npipeline_tag: text-generation\n
 _DATA = """## Data
 
 Every chat is made by a generator of this repository (`examples/train_family/skills`): word problems solved aloud, questions
-about numbered passages, calls of tools that exist only in their prompt, JSON that follows a schema, texts to edit, chats of
-several turns, short stories, small Python functions. Passages hold sentences without sense and sentences of the docstrings
-of Python's standard library (PSF licence), whose docstrings are also learnt as they are. If GSM8K's training problems (MIT)
-were given to the build, they are among the chats. Nothing was taken from a benchmark's test set or from LangChain's suite.
+about numbered passages, calls of tools that exist only in their prompt, JSON that follows a schema, words as JSON, texts to
+edit, chats of several turns, short stories, small Python functions. Passages hold sentences without sense and sentences of
+the docstrings of Python's standard library (PSF licence), whose docstrings are also learnt as they are. If GSM8K's training
+problems (MIT) were given to the build, they are among the chats. Nothing was taken from a benchmark's test set or from
+LangChain's suite.
 """
 _LICENCE = "## Licence\n\nMade by this project, Apache-2.0, like the code.\n"
 
@@ -52,10 +53,12 @@ def _run(name: str, build: _Build) -> str:
     """What one build taught a member."""
     run = build.config["train"] if name == "target" else build.config["distil"]
     note = build.notes[name]
+    kept = build.config.get("kept", 0.0) if name == "target" else 0.0
+    averaged = f" Finished as {1 - kept:g} of that and {kept:g} of the weights before it." if kept else ""
     return (
         f"- {note['tokens'] / 1e6:.1f} M tokens, at least {run['batch_tokens']} positions a step, on "
         f"{build.config['device']}, Muon {run['muon_lr']:g} and AdamW {run['adam_lr']:g}; loss over the last tenth "
-        f"{note['training_loss']:.3f} nats per position."
+        f"{note['training_loss']:.3f} nats per position.{averaged}"
     )
 
 
@@ -75,7 +78,7 @@ def _member(name: str, builds: Sequence[_Build], results: Mapping[str, Any], fol
         "",
         f"Learnt from {taught}, with float32 weights and bfloat16 products:",
         "",
-        *(_run(name, build) for build in builds),
+        *(_run(name, build) for build in builds if name in build.notes),
         "",
         _DATA,
         "## Held-out loss",

@@ -60,6 +60,9 @@ class FamilyConfig(BaseModel):
     """Share of a prompt's positions that are learnt too, beside all positions of answers."""
     begin_with: Path | None = None
     """Folder of a finished family of the same shapes, whose tokenizer is kept and whose weights are learnt further."""
+    kept: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the weights begun with in the finished target, the rest being what training made of them: keeps what a narrow
+    mixture would unlearn (weights averaged after fine-tuning: Wortsman et al., arXiv 2109.01903)."""
     target: Shape
     drafters: dict[str, Shape]
     train: Training

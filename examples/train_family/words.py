@@ -63,10 +63,12 @@ mu na ne ni no nu pa pe pi po ra re ri ro ru sa se si so su ta te ti to tu va ve
 fex glim harn jux kest lorn mip nax plov quen rist stur thal vorn wex yol zent""".split()
 _SCRIPTS = ((0x4E00, 0x6E00), (0xAC00, 0xB700), (0x0430, 0x044F), (0x03B1, 0x03C9), (0x3042, 0x3093), (0x00E0, 0x00FF))
 _HELD_OUT_EVERY = 7
-_SPLICED = 0.3
+_SPLICED = 0.25
 """Share of the drawn words that are two halves of listed ones: what is met too rarely to be known must be copied."""
-_PIECED = 0.3
+_PIECED = 0.45
 """Share that is made of random pieces of the vocabulary: a token that training never asks for cannot be copied later."""
+_INVENTED_OF_PIECES = 0.5
+"""Share of the invented words that are."""
 _NARROW = 0.5
 """Share of the documents whose words of a list are few, so that most come up more than once: to be copied, a value must
 then be found by two words before it, not by one."""
@@ -162,8 +164,10 @@ class Words:
         return self.rng.choice(_ADJECTIVES)
 
     def invented(self) -> str:
-        """A word that no list holds, spelt from syllables."""
-        word = "".join(self.rng.choice(_SYLLABLES) for _ in range(self.rng.randint(2, 3)))
+        """A word that no list holds, spelt from syllables or from pieces of the vocabulary."""
+        of_pieces = self._pieces and self.rng.random() < _INVENTED_OF_PIECES
+        parts = self._pieces if of_pieces else _SYLLABLES
+        word = "".join(self.rng.choice(parts) for _ in range(self.rng.randint(2, 3)))
         return word if word not in _HELD_OUT else self.invented()
 
     def foreign(self) -> str:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from examples.train_family import training
 from examples.train_family.build import Build
@@ -137,7 +138,6 @@ def test_an_interrupted_build_ends_as_an_uninterrupted_one(tmp_path, monkeypatch
             assert all(torch.equal(one["model"][key], other["model"][key]) for key in one["model"])
 
     further = CONFIG.model_copy(update={"seed": 3, "begin_with": tmp_path / "whole" / "family"})
-    further = further.model_copy(update={"train": CONFIG.train.model_copy(update={"tokens": 6_000})})
     Build(further, tmp_path / "further").run()
     notes = [json.loads((tmp_path / kind / "training.json").read_text()) for kind in ("whole", "further")]
     assert notes[1]["target"]["training_loss"] < notes[0]["target"]["training_loss"]
@@ -153,6 +153,33 @@ def test_an_interrupted_build_ends_as_an_uninterrupted_one(tmp_path, monkeypatch
     assert (tmp_path / "whole" / "family" / "target" / "README.md").read_text().count(" M tokens, ") == 2
     assert "| arithmetic |" in (tmp_path / "whole" / "family" / "draft" / "README.md").read_text()
     assert "draft → target" in (tmp_path / "whole" / "family" / "README.md").read_text()
+
+
+def test_a_target_keeps_a_share_of_what_it_began_with(tmp_path):
+    """The finished target lies between the weights begun with and the trained ones; drafters learn from that one."""
+    Build(CONFIG, tmp_path / "first").run()
+    further = CONFIG.model_copy(update={"seed": 3, "begin_with": tmp_path / "first" / "family"})
+    Build(further, tmp_path / "trained").run()
+    Build(further.model_copy(update={"kept": 0.25}), tmp_path / "between").run()
+    first, trained, between = (
+        LlamaForCausalLM.from_pretrained(tmp_path / kind / "family" / "target", dtype=torch.float32).state_dict()
+        for kind in ("first", "trained", "between")
+    )
+    expected = {name: 0.25 * first[name] + 0.75 * trained[name] for name in first}
+
+    def distance(one, other):
+        return sum(float((one[name] - other[name]).square().sum()) for name in one) ** 0.5
+
+    assert distance(between, expected) < 0.1 * distance(between, trained)  # weights are stored in float16
+    drafts = [
+        (tmp_path / kind / "family" / "draft" / "model.safetensors").read_bytes() for kind in ("trained", "between")
+    ]
+    assert drafts[0] != drafts[1]
+
+
+def test_what_is_kept_must_be_named(tmp_path):
+    with pytest.raises(ValueError, match="--begin-with"):
+        Build(CONFIG.model_copy(update={"kept": 0.25}), tmp_path)
 
 
 def test_training_lowers_the_loss(tmp_path):

@@ -50,7 +50,7 @@ class Tool:
 def sample(words: Words) -> Dialogue:
     """A dialogue that ends with a call, with an answer from a result, or without a call."""
     rng = words.rng
-    tools = _toolbox(words, rng.choice((1, 1, 2, 2, 3, 4)))
+    tools = toolbox(words, rng.choice((1, 1, 2, 2, 3, 4)))
     chosen = rng.choice(tools)
     definitions = [tool.definition for tool in tools]
     opening = [system(words.rng.choice(_SYSTEMS))] if rng.random() < 0.2 else []
@@ -106,7 +106,8 @@ def _without_a_call(words: Words, opening: list[Message], definitions: list[dict
     return Dialogue([*opening, *plain.messages], definitions, lambda text: right(text) and not calls_in(text))
 
 
-def _toolbox(words: Words, count: int) -> list[Tool]:
+def toolbox(words: Words, count: int) -> list[Tool]:
+    """`count` tools, of which no two answer one request."""
     tools: list[Tool] = []
     while len(tools) < count:
         tool = words.rng.choice((_lookup, _lookup, _action, _action, _function, _no_arguments))(words)
