@@ -41,6 +41,9 @@ ROUTINE_ALPHA = 0.95
 """A level that has long been idle is tried now and then if at this acceptance it would be the best."""
 SAME_CHAIN_GAIN, OTHER_CHAIN_GAIN = 0.003, 0.015
 """Predicted gain below which the plans stay: of another window, and of another chain."""
+PLAIN_GAIN = 0.03
+"""Predicted gain over plain decoding below which rows are decoded plainly: the best of many estimates is too good to be true.
+Whoever drafts goes on until half of it is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +211,7 @@ class AdaptivePolicy:
     def _standing_decision(self, rows: Sequence[RowView], key: tuple[int, ...], estimates: Estimates) -> _Decision:
         """The best plans by the estimates, or those that stand if they are as good within the noise."""
         everything = self._shaken or self._search is None or key != tuple(self._standing)
-        choice = self._searched_choice(estimates, everything)
+        choice = self._unless_plain(self._searched_choice(estimates, everything), estimates, PLAIN_GAIN)
         before = [self._standing.get(row.row_id) for row in rows]
         held = tuple(plan for plan in before if plan is not None)
         if len(held) < len(rows):
@@ -218,10 +221,16 @@ class AdaptivePolicy:
         tokens, seconds = price(held, estimates)
         now = seconds / tokens
         gain = 1 - choice.seconds_per_token / now
-        if gain < self._least_gain(held, choice):
+        stays = self._unless_plain(StepChoice(held, tokens, seconds), estimates, PLAIN_GAIN / 2).plans == held
+        if stays and gain < self._least_gain(held, choice):
             return _Decision(key, held, held, now)
         reason = "the batch has changed" if set(key) != set(self._standing) else "the estimates have moved"
         return _Decision(key, choice.plans, choice.plans, choice.seconds_per_token, reason, gain)
+
+    def _unless_plain(self, choice: StepChoice, estimates: Estimates, least: float) -> StepChoice:
+        """The choice, or plain decoding of all rows if it promises less than this gain over that."""
+        plain = StepChoice((self._plain,) * estimates.num_rows, estimates.num_rows, estimates.plain_seconds)
+        return choice if choice.seconds_per_token <= (1 - least) * plain.seconds_per_token else plain
 
     @staticmethod
     def _least_gain(held: Sequence[Plan], choice: StepChoice) -> float:

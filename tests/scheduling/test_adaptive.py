@@ -124,6 +124,18 @@ def check_break_even(pool, prior):
     assert min(plain, drafted) / routed >= 0.95
 
 
+@pytest.mark.parametrize("prior", [0.2, 0.28, 0.35, 0.5, 0.8])
+def test_a_small_promise_is_not_taken(prior):
+    """A row begins with a drafter only if that promises 3 % over plain decoding."""
+    pool = one_drafter(0.5)
+    policy = AdaptivePolicy(list(pool.models), [], calibration(pool), {("a", "target"): prior})
+    policy.plan([RowView(0, 64, 400, 0.0)])
+    explained = policy.explain()
+    paces = {candidate.plan.levels: candidate.seconds_per_token for candidate in explained.candidates}
+    promised = 1 - min(paces.values()) / paces[PLAIN.levels]
+    assert (explained.chosen == (PLAIN,)) == (promised < 0.03)
+
+
 @pytest.mark.parametrize(("slots", "seed"), [(1, 4), (4, 0), (4, 3), (16, 1), (16, 2)])
 def test_mixed_batches(slots, seed):
     """Easy, ordinary and hard requests side by side: at least 0.95 of the best chain for all."""
