@@ -1,5 +1,5 @@
 # One result per row of the tables in docs/benchmarks: `make bench-table DATA=PATH` makes all of them, and
-# `make RESULTS/NAME.json DATA=PATH` one. Each takes at most about four minutes on two cores; measure on an idle machine.
+# `make RESULTS/NAME.json DATA=PATH` one. Most take at most four minutes on two cores; measure on an idle machine.
 # DATA holds the published files; without them name others: GSM8K=..., HUMANEVAL=..., SPEC_BENCH=...
 DATA       ?= data
 GSM8K      ?= $(DATA)/gsm8k_test.jsonl
@@ -42,7 +42,7 @@ batch-8-stories      := batch -w stories --batch 8 --groups 2 --max-tokens 48 --
 # Steps: over one token and over the floor; what the engine does between its forwards.
 step                 := step
 overhead             := overhead $(call limit,8)
-# The scheduler's arithmetic against what happens, and memory against what was accounted for.
+# The scheduler's arithmetic against what happens (eight minutes), and memory against what was accounted for.
 calibration          := calibration --noise 0 --noise 0.1 --noise 0.3 --noise 0.8 --tokens 200
 memory               := memory --depth 1 --depth 3
 
