@@ -2,8 +2,8 @@
 
 V(n, c) is taken as base(n) + slope(n) * c at context c: linear layers see n tokens, attention reads c positions. A batch
 of R rows over n tokens in all, c positions in all, costs base(n) + slope(n / R) * c + (R - 1) * row: each row attends for
-its own n / R tokens to its own context, and has a price of its own, for on a CPU attention runs row by row. Where a runner
-pads n to one of a few sizes, base is that of the size: a ninth token may cost what twelve do.
+its own n / R tokens to its own context, and has a price of its own, for on a CPU attention runs row by row; batches correct
+that price too. Where a runner pads n to one of a few sizes, base is that of the size: a ninth token may cost what twelve do.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class _Curve:
     """What numbers of tokens are padded to; more than the last run as they are."""
     row: float = 0.0
     """Seconds of every row but the first."""
+    row_count: float = 0.0
+    """Weight of the forwards that have corrected it."""
     spread: float = 0.1
     """Running mean of |log error|: what lies beyond 3 of these is taken for an outlier and clipped."""
 
@@ -107,11 +109,17 @@ class _Curve:
         rise = found[-1] * LEARNED_SLOPE if single else (found[-1] - found[-2]) / (nodes[-2] - nodes[-3])
         return nodes, [*found, found[-1] + rise * (FAR - nodes[-2])]
 
-    def correct(self, tokens: int, error: float) -> bool:
-        """Moves the nodes near `tokens` by a clipped log error; tells whether a node moved materially."""
+    def correct(self, tokens: int, error: float, of_rows: float = 0.0) -> bool:
+        """Moves the nodes near `tokens` by a clipped log error; tells whether a node moved materially.
+
+        The price of a row moves too: the share `of_rows` of the forward was put down to its rows.
+        """
         step = min(max(error, -3 * self.spread), 3 * self.spread)
         self.spread += 0.1 * (min(abs(error), 3.0) - self.spread)
         self.spread = max(self.spread, 0.01)
+        if of_rows:
+            self.row_count += of_rows
+            self.row *= math.exp(max(RATE, 1.0 / (4.0 + self.row_count)) * step)
         moved = False
         for i, near in enumerate(_nearness(_padded(tokens, self.sizes), self.tokens)):
             self.count[i] += near
@@ -235,7 +243,8 @@ class LatencyModel:
             self.moved = True
             return
         predicted = curve.one(tokens, forward.context, forward.num_rows)
-        if curve.correct(tokens, math.log(forward.seconds / predicted)):
+        of_rows = (forward.num_rows - 1) * curve.row / predicted
+        if curve.correct(tokens, math.log(forward.seconds / predicted), of_rows):
             self.moved = True
 
     def observe_overhead(self, seconds: float) -> None:

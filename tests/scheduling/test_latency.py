@@ -103,6 +103,27 @@ def test_what_was_measured_padded_belongs_to_the_size():
     assert model.seconds("m", 1) == model.seconds("m", 4) == 0.02
 
 
+@pytest.mark.parametrize("factor", [0.4, 1.6])
+def test_the_price_of_a_row_is_corrected_by_batches(factor):
+    """Plain steps of sixteen rows are known after a few of them, and what a row costs holds for longer steps too."""
+    row = 0.0008
+    model = fitted()
+    model._curves["m"].row = factor * row
+
+    def took(tokens, rows):
+        return true_seconds(tokens, 1500) + (rows - 1) * row
+
+    def predicted(tokens, rows):
+        return model.seconds("m", tokens, 1500, rows)
+
+    before = abs(predicted(40, 16) / took(40, 16) - 1)
+    for _ in range(20):
+        model.observe(Forward("m", 16, 16, 1500, took(16, 16)))
+    assert abs(predicted(16, 16) / took(16, 16) - 1) < 0.05
+    assert abs(predicted(40, 16) / took(40, 16) - 1) < 0.5 * before
+    assert abs(model._curves["m"].row / row - 1) < 0.8 * abs(factor - 1)
+
+
 def test_rejects_empty_and_negative_samples():
     for points in ([], [(0, 1, 0.1)], [(1, 1, -0.1)]):
         with pytest.raises(InvalidParameterError):
