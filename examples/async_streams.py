@@ -9,7 +9,7 @@ PROMPTS = ["Once upon a time", "The lighthouse of", "Tom has 3 apples and"]
 
 async def follow(engine: SpecRouter, number: int, prompt: str) -> None:
     text = ""
-    async for delta in engine.astream(prompt, max_tokens=30, temperature=0.8, seed=number):
+    async for delta in engine.astream(prompt, max_tokens=30, ignore_eos=True, temperature=0.8, seed=number):
         text += delta.text
         if number == 1 and len(text) > 20:
             print(f"{number}: cancelled after {text!r}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.counts import Array
-from specrouter_llm.scheduling.estimates import Estimates, level_curves
+from specrouter_llm.scheduling.estimates import Estimates, context_bucket, level_curves
 from specrouter_llm.scheduling.explanation import Explanation, Journal, Switch
 from specrouter_llm.scheduling.latency import LatencyModel
 from specrouter_llm.scheduling.offers import MOST_LEVELS
@@ -247,7 +247,7 @@ class AdaptivePolicy:
             [(row.row_id, regime(row.temperature)) for row in rows], optimism=optimism
         )
         number = len(rows)
-        context = _bucket(sum(row.num_tokens for row in rows))
+        context = context_bucket(sum(row.num_tokens for row in rows))
         lower, num_lookups = self._similarity.lower, len(self._proposers)
         curves = self._curves.get((number, context))
         if curves is None:
@@ -444,8 +444,3 @@ class AdaptivePolicy:
                 room -= trial.accepted + 1
         if lengths or misses:
             self._similarity.observe_lookup(row.row_id, bucket, name, lengths, misses, ends, self._step)
-
-
-def _bucket(context: int) -> int:
-    """Contexts within about 10 % of each other share curves."""
-    return int(2 ** (round(4 * math.log2(max(context, 1))) / 4))

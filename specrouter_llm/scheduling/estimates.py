@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,3 +70,8 @@ def level_curves(
             curves[i, 0] = latency.curve(level, rows, context, MAX_WINDOW)
             curves[i, 1] = latency.curve(level, 1, max(1, context // rows), MAX_WINDOW)
     return curves, latency.totals(target, rows * (MAX_WINDOW + 1), context, rows)
+
+
+def context_bucket(context: int) -> int:
+    """Contexts within about 10 % of each other share curves."""
+    return int(2 ** (round(4 * math.log2(max(context, 1))) / 4))
