@@ -211,7 +211,10 @@ class AdaptivePolicy:
     def _standing_decision(self, rows: Sequence[RowView], key: tuple[int, ...], estimates: Estimates) -> _Decision:
         """The best plans by the estimates, or those that stand if they are as good within the noise."""
         everything = self._shaken or self._search is None or key != tuple(self._standing)
-        choice = self._unless_plain(self._searched_choice(estimates, everything), estimates, PLAIN_GAIN)
+        choice = self._searched_choice(estimates, everything)
+        plain = (self._plain,) * len(rows)
+        if not _pays(choice.seconds_per_token, estimates, PLAIN_GAIN):
+            choice = StepChoice(plain, len(rows), estimates.plain_seconds)
         before = [self._standing.get(row.row_id) for row in rows]
         held = tuple(plan for plan in before if plan is not None)
         if len(held) < len(rows):
@@ -221,16 +224,11 @@ class AdaptivePolicy:
         tokens, seconds = price(held, estimates)
         now = seconds / tokens
         gain = 1 - choice.seconds_per_token / now
-        stays = self._unless_plain(StepChoice(held, tokens, seconds), estimates, PLAIN_GAIN / 2).plans == held
+        stays = held == plain or _pays(now, estimates, PLAIN_GAIN / 2)
         if stays and gain < self._least_gain(held, choice):
             return _Decision(key, held, held, now)
         reason = "the batch has changed" if set(key) != set(self._standing) else "the estimates have moved"
         return _Decision(key, choice.plans, choice.plans, choice.seconds_per_token, reason, gain)
-
-    def _unless_plain(self, choice: StepChoice, estimates: Estimates, least: float) -> StepChoice:
-        """The choice, or plain decoding of all rows if it promises less than this gain over that."""
-        plain = StepChoice((self._plain,) * estimates.num_rows, estimates.num_rows, estimates.plain_seconds)
-        return choice if choice.seconds_per_token <= (1 - least) * plain.seconds_per_token else plain
 
     @staticmethod
     def _least_gain(held: Sequence[Plan], choice: StepChoice) -> float:
@@ -444,3 +442,8 @@ class AdaptivePolicy:
                 room -= trial.accepted + 1
         if lengths or misses:
             self._similarity.observe_lookup(row.row_id, bucket, name, lengths, misses, ends, self._step)
+
+
+def _pays(seconds_per_token: float, estimates: Estimates, least: float) -> bool:
+    """Whether this is at least so much faster than plain decoding of all rows."""
+    return seconds_per_token <= (1 - least) * estimates.plain_seconds / estimates.num_rows

@@ -78,6 +78,7 @@ class Search:
         self._offers = self._table.taken(self._numbers)
         self._lookup_offers = self._lookups()
         self._slope = self._further_token()
+        self._blocked = self._refused()
 
     def choice(self) -> StepChoice:
         """The best step. Plain decoding of every row is always among what is compared."""
@@ -174,17 +175,16 @@ class Search:
 
     def _all_shares(self, theta: float) -> list[_Shares]:
         """Candidates taken by all rows whole, and taken by each row as far as they pay; the last one is none at all."""
-        slope = self._slope
         gain, lookup, _, tokens, offered = self._aside(theta)
         offers, rows = self._offers, self._estimates.num_rows
-        blocked = self._blocked()
+        blocked = self._blocked
         width = len(self._numbers)
         whole = np.broadcast_to(offers.window, (rows, width)) * ~blocked
         shares = [self._share(whole, lookup, tokens, offered)]
         if rows > 1 and width:
             extra = np.maximum(offers.seconds[:, 0] - offers.seconds[:, 1], 0.0) / (rows - 1)
             draft = extra / np.maximum(offers.survival.sum(axis=1), 1e-9)
-            value = offers.survival * (self._powers[:, offers.level] - theta * (slope + draft)[None, :, None])
+            value = offers.survival * (self._powers[:, offers.level] - theta * (self._slope + draft)[None, :, None])
             total = np.cumsum(value, axis=2)
             end = np.argmax(total, axis=2)
             reached = np.take_along_axis(total, end[:, :, None], axis=2)[:, :, 0]
@@ -192,7 +192,7 @@ class Search:
             shares.append(self._share(part, lookup, tokens, offered))
         return shares
 
-    def _blocked(self) -> npt.NDArray[np.bool_]:
+    def _refused(self) -> npt.NDArray[np.bool_]:
         """[R, C] whether a row cannot use a candidate's levels."""
         bits = 1 << np.arange(len(self._estimates.lower))
         refused = (self._estimates.blocked > 0) @ bits

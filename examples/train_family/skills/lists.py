@@ -48,4 +48,4 @@ def _word(words: Words) -> str:
 
 
 def _joined(items: list[str]) -> str:
-    return ", ".join(items[:-1]) + f" and {items[-1]}" if len(items) > 1 else items[0]
+    return f"{', '.join(items[:-1])} and {items[-1]}"
