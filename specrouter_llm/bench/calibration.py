@@ -27,7 +27,7 @@ from specrouter_llm.config import ModelSpec
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.pool.pool import ModelPool, PoolMember
 from specrouter_llm.sampling.params import SamplingParams
-from specrouter_llm.scheduling.estimates import Estimates, level_curves
+from specrouter_llm.scheduling.estimates import Costs, Estimates
 from specrouter_llm.scheduling.latency import LatencyModel
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import StepObservation
@@ -78,15 +78,13 @@ class Scheduler:
         """Expected of one row."""
         self._latency.settle()
         lower = self._similarity.lower
-        curves, target_curve = level_curves(self._latency, lower, 0, self._names[1], 1, context)
         estimates = Estimates(
             lower=lower,
             num_lookups=0,
             target=self._names[1],
             num_rows=1,
             acceptance=self._similarity.acceptance([(-1, self._regime)]),
-            curves=curves,
-            target_curve=target_curve,
+            costs=Costs.of(self._latency, lower, 0, self._names[1], 1, context),
             overhead=self._latency.overhead,
             catch_up=np.zeros(len(lower)),
             blocked=np.zeros((1, len(lower))),

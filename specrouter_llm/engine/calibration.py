@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
@@ -26,8 +26,8 @@ from specrouter_llm.scheduling.latency import GRID, LatencyModel
 if TYPE_CHECKING:
     from specrouter_llm.pool.pool import PoolMember
 
-FORMAT = 3
-"""Since 2 a drafter that loops is timed in a loop; since 3 products on a GPU are others."""
+FORMAT = 4
+"""Since 3 products on a GPU are others; since 4 loops have curves of their own."""
 _CONTEXTS = (64, 960)
 REPEATS = 3
 """Forwards per point; their median counts."""
@@ -43,6 +43,7 @@ _GREEDY = Warp(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
 Clock = Callable[[Runner, int, int], float]
 """Seconds of one row's forward of so many tokens behind so many others."""
 Samples = Sequence[tuple[int, int, float]]
+"""(tokens, context, seconds)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +69,12 @@ class Calibration:
         progress: bool = True,
     ) -> Calibration:
         """Measures all models of a pool, which must not be in use; see `measure`. The runners have `rows` slots."""
-        samples = measure(runners, seconds=seconds, repeats=repeats, progress=progress)
+        samples, loops = measure(runners, seconds=seconds, repeats=repeats, progress=progress)
         share = _ROWS_SHARE * seconds / len(runners)
         ratios = {
             name: _row_ratio(runner, min(rows, ROWS), repeats, share) for name, runner in runners.items() if rows > 1
         }
-        latency = LatencyModel.fit(samples, overhead=0.0, sizes=token_sizes(runners), row_ratios=ratios)
+        latency = LatencyModel.fit(samples, overhead=0.0, sizes=token_sizes(runners), row_ratios=ratios, loops=loops)
         return cls(describe(pool, runners), torch.get_num_threads(), latency)
 
     def save(self, path: Path) -> None:
@@ -180,29 +181,39 @@ def token_sizes(runners: Mapping[str, Runner]) -> dict[str, Sequence[int]]:
     return {name: runner.token_sizes for name, runner in runners.items()}
 
 
+class Measured(NamedTuple):
+    """Of each model by name."""
+
+    forwards: dict[str, Samples]
+    loops: dict[str, Samples]
+    """Of one token of a loop."""
+
+
 def measure(
     runners: Mapping[str, Runner], *, seconds: float, repeats: int = REPEATS, progress: bool = True
-) -> dict[str, Samples]:
-    """(tokens, context, seconds) of one-row forwards of every model, medians of `repeats`, choice of a token included.
+) -> Measured:
+    """One-row forwards of every model, and the loops of those that can loop.
 
-    The last model is the target. What another one needs for a single token is taken from a loop, if it can loop: so it
-    will propose. `seconds` is shared by the models; whoever is slow gets fewer points, but at least the first. Runs in
-    slot 0, which must be free: what it writes there lies behind the mask.
+    Medians of `repeats`, choice of a token included. The last model is the target, which never loops. `seconds` is shared
+    by the models; whoever is slow gets fewer points, but at least the first. Runs in slot 0, which must be free: what it
+    writes there lies behind the mask.
     """
     samples: dict[str, Samples] = {}
-    *_, target = runners
+    loops: dict[str, Samples] = {}
+    *drafters, _ = runners
     with tqdm(runners.items(), desc="Calibrating", unit="model", disable=not progress, leave=False) as bar:
         for name, runner in bar:
             bar.set_postfix_str(name)
-            clock = _forward if name == target else _forward_or_loop
-            samples[name] = _measure_one(runner, clock, seconds / len(runners), repeats)
-    return samples
+            samples[name] = _measure_one(runner, _forward, GRID, seconds / len(runners), repeats)
+            if name in drafters and isinstance(runner, LoopingRunner) and _can_loop(runner):
+                loops[name] = _measure_one(runner, _loop, (1,), seconds / len(runners), repeats)
+    return Measured(samples, loops)
 
 
-def _measure_one(runner: Runner, clock: Clock, budget: float, repeats: int) -> Samples:
+def _measure_one(runner: Runner, clock: Clock, grid: Sequence[int], budget: float, repeats: int) -> Samples:
     deadline = time.perf_counter() + budget
     contexts = sorted({min(context, max(0, runner.context_length - GRID[-1])) for context in _CONTEXTS})
-    points = [(tokens, context) for context in contexts for tokens in GRID if context + tokens <= runner.context_length]
+    points = [(tokens, context) for context in contexts for tokens in grid if context + tokens <= runner.context_length]
     # Ends of the range first: if time runs out, what lies between is interpolated.
     points.sort(key=lambda point: (_order(point[0]), point[1]))
     samples: list[tuple[int, int, float]] = []
@@ -239,13 +250,16 @@ def _forward(runner: Runner, tokens: int, context: int) -> float:
     return _timed(runner, [Span(0, context, [(7 * i) % runner.vocab_size for i in range(tokens)], tokens)])
 
 
-def _forward_or_loop(runner: Runner, tokens: int, context: int) -> float:
-    if tokens > 1 or not isinstance(runner, LoopingRunner):
-        return _forward(runner, tokens, context)
+def _can_loop(runner: LoopingRunner) -> bool:
+    return runner.loop([Span(0, 0, [0], 1)], _LOOPED, _GREEDY, [[]]) is not None
+
+
+def _loop(runner: Runner, tokens: int, context: int) -> float:
+    """Of one token of a loop."""
+    assert isinstance(runner, LoopingRunner)
     started = time.perf_counter()
-    chosen = runner.loop([Span(0, context, [0], 1)], _LOOPED, _GREEDY, [[]])
-    if chosen is None:
-        return _forward(runner, tokens, context)
+    chosen = runner.loop([Span(0, context, [0] * tokens, 1)], _LOOPED, _GREEDY, [[]])
+    assert chosen is not None, "a runner that can loop at the start of its context can loop in it"
     chosen.tolist()  # waits for the device
     return (time.perf_counter() - started) / _LOOPED
 

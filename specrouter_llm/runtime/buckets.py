@@ -10,8 +10,6 @@ from specrouter_llm.runtime.batch import Span
 
 TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 """Numbers of tokens that are recorded; more than the last run without a graph."""
-TURNS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""Numbers of choices that loops are recorded for: a router tries many, and recording one takes longer than a choice more."""
 CANONICAL_TOKENS = 64
 """The one number of tokens of strict mode where bits depend on it: worth a launch, and still bound by the weights."""
 TILE_TOKENS = 8
@@ -63,12 +61,6 @@ def loop_buckets(spans: Sequence[Span], count: int, capacity: int) -> tuple[Buck
         return None
     extent = _extent(spans, capacity, count - 1)
     return Bucket(first, extent), Bucket(next(size for size in TOKENS if size >= len(spans)), extent)
-
-
-def turns_for(spans: Sequence[Span], count: int, longest: int) -> int:
-    """How many choices a loop makes where `count` are asked for; no more than that if others would not fit in the slots."""
-    turns = next((number for number in TURNS if number >= count), count)
-    return turns if max(span.end for span in spans) + turns - 1 <= longest else count
 
 
 def _extent(spans: Sequence[Span], capacity: int, more: int = 0) -> int:

@@ -27,10 +27,9 @@ from specrouter_llm.runtime.buckets import (
     bucket_for,
     launches,
     loop_buckets,
-    turns_for,
 )
 from specrouter_llm.runtime.cache import SlotCache
-from specrouter_llm.runtime.draft_loop import DraftLoop, Keys, LoopShape
+from specrouter_llm.runtime.draft_loop import MOST_CHOICES, DraftLoop, Keys, LoopShape
 from specrouter_llm.runtime.parity import LENGTHS, check_parity, probe_inputs
 from specrouter_llm.runtime.probe import PROBE_LENGTH, is_stable_in
 from specrouter_llm.runtime.runner import EagerRunner
@@ -45,7 +44,6 @@ MAX_GRAPHS = 32
 """Forwards recorded at a time; the one that was used longest ago makes room."""
 MAX_LOOPS = 16
 """Loops recorded at a time."""
-_WARM_UP = 2
 _CHECKED_LENGTHS = (LENGTHS, (40, 10), (110, 50))
 """Pairs of inputs whose launches hold up to 16, 32, 64 and 128 tokens."""
 
@@ -86,8 +84,7 @@ class CudaCapture:
             stream, current = _recording_stream(self._device), torch.cuda.current_stream()
             stream.wait_stream(current)
             with torch.cuda.stream(stream):  # kernels are built and workspaces made before anything is recorded
-                for _ in range(_WARM_UP):
-                    run()
+                run()
             current.wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             try:
@@ -119,27 +116,24 @@ class Recordings(Generic[Inputs]):
     def __init__(self, capture: Capture, limit: int) -> None:
         self._capture = capture
         self._limit = limit
-        self._known: OrderedDict[Hashable, tuple[Inputs, Replay]] = OrderedDict()
+        self._known: OrderedDict[Hashable, tuple[Inputs, Sequence[Replay]]] = OrderedDict()
 
-    def replay(
-        self,
-        shape: Hashable,
-        make: Callable[[], Inputs],
-        fill: Callable[[Inputs], None],
-        run: Callable[[Inputs], Tensor],
-    ) -> tuple[Inputs, Tensor]:
-        """The shape's inputs, filled, and what `run` makes of them; the next replay of any graph overwrites that.
+    def of(
+        self, shape: Hashable, make: Callable[[], Inputs], *runs: Callable[[Inputs], Tensor]
+    ) -> tuple[Inputs, Sequence[Replay]]:
+        """The shape's inputs, to be filled, and what replays each of `runs` over them; any replay overwrites what the last
+        one returned.
 
-        A shape that is not known is recorded, over inputs that are filled: what that writes, the replay writes again.
+        A shape that is not known is recorded over the inputs as they are made: of no row, so that nothing is written.
         """
         known = self._known.pop(shape, None)
-        inputs = known[0] if known else make()
-        fill(inputs)
-        replay = known[1] if known else self._capture(functools.partial(run, inputs))
-        self._known[shape] = inputs, replay
+        if known is None:
+            inputs = make()
+            known = inputs, [self._capture(functools.partial(run, inputs)) for run in runs]
+        self._known[shape] = known
         if len(self._known) > self._limit:  # only after recording, which has waited until no graph is running
             self._known.popitem(last=False)
-        return inputs, replay()
+        return known
 
     def clear(self) -> None:
         self._known.clear()
@@ -246,31 +240,35 @@ class GraphRunner(EagerRunner):
 
     def _launch(self, spans: Sequence[Span], bucket: Bucket) -> Tensor:
         self._cache.expect(spans)
-        batch, logits = self._forwards.replay(
+        batch, (replay,) = self._forwards.of(
             bucket,
-            make=lambda: StaticBatch.empty(bucket, self._cache, self._device, self._attention),
-            fill=lambda batch: batch.fill(spans),
-            run=lambda batch: self._logits(batch, batch.ids),
+            lambda: StaticBatch.empty(bucket, self._cache, self._device, self._attention),
+            lambda batch: self._logits(batch, batch.ids),
         )
+        batch.fill(spans)
+        logits = replay()
         wanted = logits.index_select(0, batch.wanted[: sum(span.num_logits for span in spans)])
         return wanted if wanted.dtype == torch.float64 else wanted.float()
 
     def loop(self, spans: Sequence[Span], count: int, warp: Warp, keys: Sequence[Keys]) -> Tensor | None:
         """See `LoopingRunner`; where there is one number of tokens only, the loop's are others."""
-        turns = turns_for(spans, count, self._cache.max_length)
-        buckets = loop_buckets(spans, turns, self._cache.capacity)
-        if buckets is None or self._sizes is not TOKENS:
+        buckets = loop_buckets(spans, count, self._cache.capacity)
+        if buckets is None or count > MOST_CHOICES or self._sizes is not TOKENS:
             return None
-        shape = LoopShape(*buckets, turns, warp)
+        shape = LoopShape(*buckets, warp)
         with torch.inference_mode():
-            self._cache.expect([replace(span, token_ids=[*span.token_ids, *[0] * (turns - 1)]) for span in spans])
-            _, chosen = self._loops.replay(
+            self._cache.expect([replace(span, token_ids=[*span.token_ids, *[0] * (count - 1)]) for span in spans])
+            loop, (start, go_on) = self._loops.of(
                 shape,
-                make=lambda: DraftLoop(shape, self._cache, self._device, self._attention),
-                fill=lambda loop: loop.fill(spans, keys),
-                run=lambda loop: loop.run(self._logits),
+                lambda: DraftLoop(shape, self._cache, self._device, self._attention),
+                lambda loop: loop.start(self._logits),
+                lambda loop: loop.go_on(self._logits),
             )
-            return chosen[: len(spans), :count].clone()
+            loop.fill(spans, keys)
+            chosen = start()
+            for _ in range(count - 1):
+                chosen = go_on()
+            return chosen[:count, : len(spans)].t().clone()
 
     def _logits(self, batch: StaticBatch, ids: Tensor) -> Tensor:
         """The forward that is recorded: logits [tokens of the bucket, V] of the ids [tokens] at the batch's places."""

@@ -51,9 +51,11 @@ class StaticBatch:
 
     @classmethod
     def empty(cls, bucket: Bucket, cache: SlotCache, device: torch.device, attention: TileAttention) -> StaticBatch:
-        """A batch with inputs of its own."""
+        """A batch with inputs of its own, of no row yet: what it runs over writes nothing that anyone reads."""
         fields = torch.zeros(cls.num_fields(bucket, cache), dtype=torch.long, device=device)
-        return cls(bucket, cache, attention, fields)
+        batch = cls(bucket, cache, attention, fields)
+        batch.fill([])
+        return batch
 
     def fill(self, spans: Sequence[Span]) -> None:
         """Sets the inputs; see `fields_of`."""
@@ -80,10 +82,11 @@ class StaticBatch:
         writes = [slot * self._capacity + position for slot, position in zip(slots, positions, strict=True)]
         writes.extend(range(self._trash, self._trash + self.bucket.tokens - len(writes)))
         tiles = tiles_of(spans)
+        by_tile = zip(*tiles, strict=True) if tiles else [()] * 4
         fields = [
             number for field in (ids, positions, slots, writes, wanted) for number in padded(field, self.bucket.tokens)
         ]
-        return fields + [number for field in zip(*tiles, strict=True) for number in padded(field, self._num_tiles)]
+        return fields + [number for field in by_tile for number in padded(field, self._num_tiles)]
 
     def write_index(self, device: torch.device) -> Tensor:
         return self._write_index

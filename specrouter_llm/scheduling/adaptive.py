@@ -10,7 +10,7 @@ import numpy as np
 
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.counts import Array
-from specrouter_llm.scheduling.estimates import Estimates, context_bucket, level_curves
+from specrouter_llm.scheduling.estimates import Costs, Estimates, context_bucket
 from specrouter_llm.scheduling.explanation import Explanation, Journal, Switch
 from specrouter_llm.scheduling.latency import LatencyModel
 from specrouter_llm.scheduling.offers import MOST_LEVELS
@@ -111,7 +111,7 @@ class AdaptivePolicy:
         self._search: Search | None = None
         self._active: frozenset[int] = frozenset()
         self._searched_all = 0
-        self._curves: dict[tuple[int, int], tuple[Array, Array]] = {}
+        self._costs: dict[tuple[int, int], Costs] = {}
         """By rows and context; kept until a latency moves."""
 
     # ---------------------------------------------------------------- the contract of Policy
@@ -240,25 +240,24 @@ class AdaptivePolicy:
         """What a search reads. Reading without optimism settles what has moved."""
         if not optimism and self._latency.moved:
             self._latency.settle()
-            self._curves.clear()
+            self._costs.clear()
         acceptance = self._similarity.acceptance(
             [(row.row_id, regime(row.temperature)) for row in rows], optimism=optimism
         )
         number = len(rows)
         context = context_bucket(sum(row.num_tokens for row in rows))
         lower, num_lookups = self._similarity.lower, len(self._proposers)
-        curves = self._curves.get((number, context))
-        if curves is None:
-            curves = level_curves(self._latency, lower, num_lookups, self._target, number, context)
-            self._curves[number, context] = curves
+        costs = self._costs.get((number, context))
+        if costs is None:
+            costs = Costs.of(self._latency, lower, num_lookups, self._target, number, context)
+            self._costs[number, context] = costs
         return Estimates(
             lower=lower,
             num_lookups=num_lookups,
             target=self._target,
             num_rows=number,
             acceptance=acceptance,
-            curves=curves[0],
-            target_curve=curves[1],
+            costs=costs,
             overhead=self._latency.overhead,
             catch_up=self._catch_up(rows),
             blocked=self._blocked(rows),

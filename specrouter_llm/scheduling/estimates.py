@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +16,39 @@ MAX_WINDOW = 16
 
 
 @dataclass(frozen=True, slots=True)
+class Costs:
+    """What forwards cost in one batch."""
+
+    curves: Array
+    """[L, 2, MAX_WINDOW + 2]: seconds of a forward in which each row feeds n tokens; of the whole batch, and of one row
+    (of average context) alone. Infinite for a level that is not to be used. Model-free levels: entry 1 is a lookup."""
+    drafting: Array
+    """[L, 2]: seconds of one token of each row that a model drafts with nothing below it; of the batch and of one row."""
+    target: Array
+    """[rows * (MAX_WINDOW + 1) + 1]: seconds of the target's forward over n tokens in all, entry 0 is 0."""
+
+    @classmethod
+    def of(
+        cls, latency: LatencyModel, lower: Sequence[str], num_lookups: int, target: str, rows: int, context: int
+    ) -> Costs:
+        """For a batch of `rows` rows and `context` positions in all."""
+        curves = np.full((len(lower), 2, MAX_WINDOW + 2), np.inf)
+        drafting = np.full((len(lower), 2), np.inf)
+        each = max(1, context // rows)
+        for i, level in enumerate(lower):
+            if i < num_lookups:
+                curves[i] = 0.0
+                if latency.knows(level):
+                    curves[i, 0] = latency.seconds(level, rows)
+                    curves[i, 1] = curves[i, 0] / rows
+            elif latency.knows(level):
+                curves[i, 0] = latency.curve(level, rows, context, MAX_WINDOW)
+                curves[i, 1] = latency.curve(level, 1, each, MAX_WINDOW)
+                drafting[i] = latency.drafted(level, rows, context), latency.drafted(level, 1, each)
+        return cls(curves, drafting, latency.totals(target, rows * (MAX_WINDOW + 1), context, rows))
+
+
+@dataclass(frozen=True, slots=True)
 class Estimates:
     """Lower levels are numbered as in `lower`: the model-free ones first, then the drafters, smallest first."""
 
@@ -24,11 +57,7 @@ class Estimates:
     target: str
     num_rows: int
     acceptance: Acceptance
-    curves: Array
-    """[L, 2, MAX_WINDOW + 2]: seconds of a forward in which each row feeds n tokens; of the whole batch, and of one row
-    (of average context) alone. Infinite for a level that is not to be used. Model-free levels: entry 1 is a lookup."""
-    target_curve: Array
-    """[num_rows * (MAX_WINDOW + 1) + 1]: seconds of the target's forward over n tokens in all, entry 0 is 0."""
+    costs: Costs
     overhead: float
     catch_up: Array
     """[L] seconds per committed token of the batch that a level's missing tokens cost, spread over the rows' future."""
@@ -38,38 +67,18 @@ class Estimates:
     @property
     def plain_seconds(self) -> float:
         """Seconds of a step in which every row decodes plainly."""
-        return self.overhead + float(self.target_curve[self.num_rows])
+        return self.overhead + float(self.costs.target[self.num_rows])
 
     def target_seconds(self, tokens: Array | float) -> Array:
         """Seconds of the target's forward over any number of tokens in all."""
-        grid = np.arange(len(self.target_curve), dtype=np.float64)
-        return np.asarray(np.interp(tokens, grid, self.target_curve), dtype=np.float64)
+        grid = np.arange(len(self.costs.target), dtype=np.float64)
+        return np.asarray(np.interp(tokens, grid, self.costs.target), dtype=np.float64)
 
     def without(self, levels: Sequence[int]) -> Estimates:
         """The same with some lower levels priced out."""
-        curves = self.curves.copy()
-        curves[list(levels)] = np.inf
-        return Estimates(
-            self.lower, self.num_lookups, self.target, self.num_rows, self.acceptance, curves, self.target_curve,
-            self.overhead, self.catch_up, self.blocked,
-        )  # fmt: skip
-
-
-def level_curves(
-    latency: LatencyModel, lower: Sequence[str], num_lookups: int, target: str, rows: int, context: int
-) -> tuple[Array, Array]:
-    """`Estimates.curves` and `Estimates.target_curve` of a batch of `rows` rows and `context` positions in all."""
-    curves = np.full((len(lower), 2, MAX_WINDOW + 2), np.inf)
-    for i, level in enumerate(lower):
-        if i < num_lookups:
-            curves[i] = 0.0
-            if latency.knows(level):
-                curves[i, 0] = latency.seconds(level, rows)
-                curves[i, 1] = curves[i, 0] / rows
-        elif latency.knows(level):
-            curves[i, 0] = latency.curve(level, rows, context, MAX_WINDOW)
-            curves[i, 1] = latency.curve(level, 1, max(1, context // rows), MAX_WINDOW)
-    return curves, latency.totals(target, rows * (MAX_WINDOW + 1), context, rows)
+        curves, drafting = self.costs.curves.copy(), self.costs.drafting.copy()
+        curves[list(levels)] = drafting[list(levels)] = np.inf
+        return replace(self, costs=replace(self.costs, curves=curves, drafting=drafting))
 
 
 def context_bucket(context: int) -> int:

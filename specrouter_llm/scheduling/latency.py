@@ -4,6 +4,7 @@ V(n, c) is taken as base(n) + slope(n) * c at context c: linear layers see n tok
 of R rows over n tokens in all, c positions in all, costs base(n) + slope(n / R) * c + (R - 1) * row: each row attends for
 its own n / R tokens to its own context, and has a price of its own, for on a CPU attention runs row by row; batches correct
 that price too. Where a runner pads n to one of a few sizes, base is that of the size: a ninth token may cost what twelve do.
+A level that can draft several tokens without the host between them has a curve of its own for that.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from operator import mul
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +72,26 @@ class _Curve:
     ) -> _Curve:
         zeros, ones = [0.0] * len(tokens), [1.0] * len(tokens)
         return cls(tuple(tokens), list(base), list(slope), zeros.copy(), ones, zeros.copy(), zeros.copy(), tuple(sizes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What it says now, without the counts of what it has seen."""
+        return {
+            "tokens": list(self.tokens),
+            "base": self.corrected(self.base),
+            "slope": self.corrected(self.slope),
+            "sizes": list(self.sizes),
+            "row": self.row,
+        }
+
+    @classmethod
+    def from_dict(cls, level: str, data: Mapping[str, Any]) -> _Curve:
+        """What `to_dict` gave."""
+        tokens, base, slope = ([float(value) for value in data[name]] for name in ("tokens", "base", "slope"))
+        if not tokens or not len(tokens) == len(base) == len(slope):
+            raise InvalidParameterError(f"not a latency file: the curve of {level!r} is not one")
+        curve = cls.of(tokens, base, slope, [int(size) for size in data.get("sizes", ())])
+        curve.row = float(data.get("row", 0.0))
+        return curve
 
     def at(self, tokens: Array, context: float, rows: int) -> Array:
         """Seconds over each number of tokens; never decreasing in tokens."""
@@ -158,6 +180,7 @@ class LatencyModel:
 
     def __init__(self, overhead: float = 0.0) -> None:
         self._curves: dict[str, _Curve] = {}
+        self._loops: dict[str, _Curve] = {}
         self._overhead = overhead
         self._overhead_count = 4.0 if overhead else 0.0
         self._cache: dict[tuple[str, int, int, int], Array] = {}
@@ -171,6 +194,7 @@ class LatencyModel:
         overhead: float,
         sizes: Mapping[str, Sequence[int]] | None = None,
         row_ratios: Mapping[str, tuple[int, int, float]] | None = None,
+        loops: Mapping[str, Sequence[tuple[int, int, float]]] | None = None,
     ) -> LatencyModel:
         """From measurements (tokens, context, seconds) of one-row forwards per level; several per point are averaged.
 
@@ -180,22 +204,26 @@ class LatencyModel:
             overhead: seconds of a step outside all forwards.
             sizes: for levels that pad, the numbers of tokens that forwards are run as, rising.
             row_ratios: (rows, context, ratio): what so many rows of one token take over one row of as many tokens.
+            loops: as `samples`, of one token a row of a loop.
 
         Raises:
             InvalidParameterError: a level without samples, or a value that is not positive.
         """
         model = cls(overhead)
-        for level, points in samples.items():
-            if not points or any(n < 1 or c < 0 or not s > 0 for n, c, s in points):
-                raise InvalidParameterError(f"latency samples of {level!r} must be non-empty and positive: {points!r}")
-            model._curves[level] = _fit(points, (sizes or {}).get(level, ()))
-            if row_ratios and level in row_ratios:
-                model._curves[level].charge_rows(*row_ratios[level])
+        for curves, measured in ((model._curves, samples), (model._loops, loops or {})):
+            for level, points in measured.items():
+                if not points or any(n < 1 or c < 0 or not s > 0 for n, c, s in points):
+                    raise InvalidParameterError(
+                        f"latency samples of {level!r} must be non-empty and positive: {points!r}"
+                    )
+                curves[level] = _fit(points, (sizes or {}).get(level, ()))
+                if row_ratios and level in row_ratios:
+                    curves[level].charge_rows(*row_ratios[level])
         return model
 
     def pad_to(self, sizes: Mapping[str, Sequence[int]]) -> None:
         """What levels pad to now: a runner may have chosen otherwise when the costs were measured."""
-        for level, curve in self._curves.items():
+        for level, curve in (*self._curves.items(), *self._loops.items()):
             curve.sizes = tuple(sizes.get(level, ()))
         self._cache.clear()
 
@@ -211,6 +239,10 @@ class LatencyModel:
     def seconds(self, level: str, tokens: int, context: float = 0, rows: int = 1) -> float:
         """Seconds of one forward over `tokens` tokens and `context` positions, both summed over `rows` rows."""
         return self._curves[level].one(tokens, context, rows)
+
+    def drafted(self, level: str, rows: int = 1, context: float = 0) -> float:
+        """Seconds of one token of each of `rows` rows, of several that the level drafts with nothing below it."""
+        return self._loops.get(level, self._curves[level]).one(rows, context, rows)
 
     def curve(self, level: str, rows: int, context: int, width: int) -> Array:
         """[width + 2]: seconds when each of `rows` rows feeds n = 0 ... width + 1 tokens; entry 0 is 0. Read-only."""
@@ -237,9 +269,11 @@ class LatencyModel:
         tokens = forward.num_tokens
         if tokens < 1 or forward.seconds <= 0 or tokens > PREFILL_TOKENS * forward.num_rows:
             return
-        curve = self._curves.get(forward.level)
+        curves = self._loops if forward.looped else self._curves
+        curve = curves.get(forward.level)
         if curve is None:
-            self._curves[forward.level] = _learned(tokens, forward.seconds)
+            curves[forward.level] = _learned(tokens, forward.seconds)
+            self._curves.setdefault(forward.level, _learned(tokens, forward.seconds))
             self.moved = True
             return
         predicted = curve.one(tokens, forward.context, forward.num_rows)
@@ -257,23 +291,17 @@ class LatencyModel:
     def settle(self) -> None:
         """Marks all corrections as read: curves are computed anew, `moved` counts from here."""
         self._cache.clear()
-        for curve in self._curves.values():
+        for curve in (*self._curves.values(), *self._loops.values()):
             curve.settled = curve.shift.copy()
         self.moved = False
 
     def to_json(self) -> str:
         """Everything but the counts of what was seen; `from_json` reads it."""
-        curves = {
-            level: {
-                "tokens": list(curve.tokens),
-                "base": curve.corrected(curve.base),
-                "slope": curve.corrected(curve.slope),
-                "sizes": list(curve.sizes),
-                "row": curve.row,
-            }
-            for level, curve in self._curves.items()
-        }
-        return json.dumps({"version": 1, "overhead": self._overhead, "curves": curves}, indent=1, sort_keys=True)
+        curves, loops = (
+            {level: curve.to_dict() for level, curve in each.items()} for each in (self._curves, self._loops)
+        )
+        found = {"version": 1, "overhead": self._overhead, "curves": curves, "loops": loops}
+        return json.dumps(found, indent=1, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> LatencyModel:
@@ -285,13 +313,9 @@ class LatencyModel:
             if data["version"] != 1:
                 raise InvalidParameterError(f"latency file of version {data['version']!r}; this release reads 1")
             model = cls(float(data["overhead"]))
-            for level, curve in data["curves"].items():
-                lists = [[float(value) for value in curve[name]] for name in ("tokens", "base", "slope")]
-                if not lists[0] or len({len(values) for values in lists}) > 1:
-                    raise InvalidParameterError(f"not a latency file: the curve of {level!r} is not one")
-                tokens, base, slope = lists
-                model._curves[level] = _Curve.of(tokens, base, slope, [int(size) for size in curve.get("sizes", ())])
-                model._curves[level].row = float(curve.get("row", 0.0))
+            for name, curves in (("curves", model._curves), ("loops", model._loops)):
+                for level, curve in data.get(name, {}).items():
+                    curves[level] = _Curve.from_dict(level, curve)
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise InvalidParameterError(f"not a latency file: {error!r}") from error
         return model

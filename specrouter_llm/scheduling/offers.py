@@ -106,7 +106,7 @@ def all_offers(estimates: Estimates) -> Offers:
     powers = estimates.acceptance.pairs[:, :, None] ** PLACES
     middle = _middle_levels(estimates, powers[:, -1])
     for level in range(estimates.num_lookups, len(estimates.lower)):
-        curve = estimates.curves[level]
+        curve = estimates.costs.curves[level]
         if not np.isfinite(curve[0, 1]):
             continue
         offers = own_offers(level, estimates)
@@ -123,10 +123,10 @@ def _middle_levels(estimates: Estimates, powers: Array) -> npt.NDArray[np.bool_]
     """[L] whether a level can pay as a verifier: even if its drafts were free and all the target accepts came at once,
     a step would take V_i(1) + V_T(1) for 1 / (1 - alpha) tokens; that must beat the best draft by one model alone."""
     rows = estimates.num_rows
-    first = estimates.curves[:, 0, 1]
+    first = estimates.costs.curves[:, 0, 1]
     fed = estimates.target_seconds(rows * (1 + PLACES).astype(np.float64))
     tokens = rows * (1.0 + np.cumsum(powers, axis=1))
-    drafted = (estimates.overhead + PLACES * first[:, None] + fed) / tokens
+    drafted = (estimates.overhead + PLACES * estimates.costs.drafting[:, :1] + fed) / tokens
     drafted = drafted[estimates.num_lookups :]
     best = min(float(drafted.min()) if drafted.size else np.inf, estimates.plain_seconds / rows)
     floor = (first + estimates.plain_seconds) * (1.0 - powers[:, 0]) / rows
@@ -138,7 +138,7 @@ def own_offers(level: int, estimates: Estimates) -> Offers:
     """A model that drafts alone: w tokens in w forwards."""
     return Offers(
         level=np.full(MAX_WINDOW, level),
-        seconds=np.outer(PLACES, estimates.curves[level][:, 1]),
+        seconds=np.outer(PLACES, estimates.costs.drafting[level]),
         survival=_OWN_SURVIVAL,
         window=PLACES,
         rounds=PLACES,
@@ -154,7 +154,7 @@ def lookup_offers(level: int, estimates: Estimates) -> Offers:
     count = len(LOOKUP_WINDOWS)
     return Offers(
         level=np.full(count, level),
-        seconds=estimates.curves[level][:, 1] * np.ones((count, 1)),
+        seconds=estimates.costs.curves[level][:, 1] * np.ones((count, 1)),
         survival=_WITHIN * (hit * stay ** (PLACES - 1)),
         window=LOOKUP_WINDOWS,
         rounds=np.ones(count, dtype=np.int64),
@@ -192,7 +192,7 @@ def _verified_offers(level: int, curve: Array, powers: Array, estimates: Estimat
     cost, yields = round_of(below.seconds, below.survival, powers[below.level], curve)
     mean = yields.sum(axis=1)
     price = cost[:, 0] / mean
-    useful = np.flatnonzero(price < curve[0, 1])
+    useful = np.flatnonzero(price < estimates.costs.drafting[level, 0])
     if not len(useful):
         return None
     length = np.searchsorted((1.5, 2.5, 3.5, 5.5, 8.5, 12.5), mean[useful])

@@ -54,6 +54,8 @@ class Forward:
     """Positions attended to, summed over the rows."""
     seconds: float
     """Forward and choice."""
+    looped: bool = False
+    """One of several that the host did not come between, each but the first over the choice before."""
 
 
 @dataclass(frozen=True, slots=True)

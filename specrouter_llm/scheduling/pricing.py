@@ -43,7 +43,8 @@ def best_draft(estimates: Estimates, level: int, alpha: float) -> float:
     """Seconds per token, all rows together, if one level drafted for all at this acceptance and its best window."""
     rows = estimates.num_rows
     tokens = rows * (1 + np.cumsum(alpha**PLACES))
-    draft = estimates.curves[level, 0, 1] * (1 if level < estimates.num_lookups else PLACES)
+    lookup = level < estimates.num_lookups
+    draft = estimates.costs.curves[level, 0, 1] if lookup else estimates.costs.drafting[level, 0] * PLACES
     seconds = estimates.overhead + draft + estimates.target_seconds(rows * (1 + PLACES).astype(np.float64))
     return float((seconds / tokens).min())
 
@@ -57,14 +58,14 @@ def _offer(
     cost: Array = np.zeros(2)
     survival: Array = np.zeros(MAX_WINDOW)
     for position, number in enumerate(numbers):
-        curve = estimates.curves[number]
+        curve = estimates.costs.curves[number]
         if position == 0 and lookup:
             hit = float(estimates.acceptance.hits[list(members), number].mean())
             stay = float(estimates.acceptance.stays[list(members), number].mean())
             cost, survival = curve[:, 1] * len(members), hit * np.power(stay, PLACES - 1, dtype=np.float64)
         elif position == 0:
             drafted = min(below.rounds[0], windows[0])
-            cost, survival = drafted * curve[:, 1], (drafted >= PLACES).astype(np.float64)
+            cost, survival = drafted * estimates.costs.drafting[number], (drafted >= PLACES).astype(np.float64)
         else:
             column = number - estimates.num_lookups
             powers = estimates.acceptance.pairs[numbers[position - 1], column] ** PLACES

@@ -145,7 +145,7 @@ class Search:
             np.cumsum(part, axis=2)[:, :, LOOKUP_WINDOWS - 1].reshape(rows, -1)
             for part in (offered * self._powers[:, :count], offered)
         )
-        return accepted, offered, np.repeat(self._estimates.curves[:count, 1, 1], len(LOOKUP_WINDOWS))
+        return accepted, offered, np.repeat(self._estimates.costs.curves[:count, 1, 1], len(LOOKUP_WINDOWS))
 
     def _aside(self, theta: float) -> tuple[Array, Ints, Ints, Array, Array]:
         """What each row does without a model: its gain at this price, the lookup (or -1), its window, tokens, offered."""
@@ -220,7 +220,7 @@ class Search:
         draft[:width] = offers.seconds[:, 1] + share * (offers.seconds[:, 0] - offers.seconds[:, 1])
         draft[:width] += tokens[:width] * offers.catch_up * users[:width] / rows
         if estimates.num_lookups:
-            cost = np.where(lookup >= 0, estimates.curves[np.maximum(lookup, 0), 1, 1], 0.0)
+            cost = np.where(lookup >= 0, estimates.costs.curves[np.maximum(lookup, 0), 1, 1], 0.0)
             draft += (alone * cost[:, None]).sum(axis=0)
         draft[:width] = np.where(users[:width] > 0, draft[:width], np.inf)
         seconds = estimates.overhead + draft + estimates.target_seconds(rows + fed.sum(axis=0))

@@ -98,7 +98,8 @@ class LoopProcessor:
         """As so many forwards, of equal duration."""
         for turn in range(count):
             fed = len(spans) if turn else sum(len(span.token_ids) for span in spans)
-            log.append(Forward(model, len(spans), fed, sum(span.end + turn for span in spans), seconds / count))
+            context = sum(span.end + turn for span in spans)
+            log.append(Forward(model, len(spans), fed, context, seconds / count, looped=True))
 
 
 def _keys(row: Row, position: int, count: int) -> list[tuple[int, int]]:

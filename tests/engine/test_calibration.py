@@ -47,7 +47,7 @@ def load(path, target="demo/middle", drafts=("demo/draft",), policy="adaptive", 
 
 
 def test_a_quick_model_is_measured_at_every_point():
-    samples = measure({"a": TableRunner("a", torch.zeros(8, 8))}, seconds=5.0, progress=False)["a"]
+    samples = measure({"a": TableRunner("a", torch.zeros(8, 8))}, seconds=5.0, progress=False).forwards["a"]
     assert [(n, c + n) for n in GRID for c in (64, 960)] == [(n, c) for n, c, _ in samples]
 
 
@@ -55,7 +55,7 @@ def test_slow_models_share_the_time():
     """Whoever cannot be measured everywhere is measured at one token, and at the far end if there is time."""
     runners = {"slow": SlowRunner("slow", 0.02), "quick": SlowRunner("quick", 0.0)}
     started = time.perf_counter()
-    samples = measure(runners, seconds=0.5, progress=False)
+    samples = measure(runners, seconds=0.5, progress=False).forwards
     assert time.perf_counter() - started < 1.5
     assert {1, 8} >= {n for n, _, _ in samples["slow"]}
     assert len(samples["quick"]) == 2 * len(GRID)
@@ -69,13 +69,23 @@ class Looping(SlowRunner):
         return torch.zeros(len(spans), count, dtype=torch.long) if self.name != "strict" else None
 
 
-def test_a_drafter_that_loops_is_timed_in_a_loop():
-    """So it proposes; the target, and who has no loop for a row, are timed forward by forward."""
+def test_a_drafter_that_loops_is_timed_in_a_loop_too():
+    """So it proposes where nothing is below it; the target, and who has no loop for a row, know forwards only."""
     runners = {name: Looping(name, 0.01) for name in ("draft", "strict", "target")}
-    samples = measure(runners, seconds=3.0, progress=False)
-    single = {name: min(seconds for tokens, _, seconds in rows if tokens == 1) for name, rows in samples.items()}
-    assert single["draft"] < 0.005 < min(single["strict"], single["target"])
-    assert min(seconds for tokens, _, seconds in samples["draft"] if tokens > 1) > 0.005
+    forwards, loops = measure(runners, seconds=3.0, progress=False)
+    single = {name: min(seconds for tokens, _, seconds in rows if tokens == 1) for name, rows in forwards.items()}
+    assert min(single.values()) > 0.005
+    assert list(loops) == ["draft"]
+    assert max(seconds for _, _, seconds in loops["draft"]) < 0.005
+
+
+def test_loops_are_part_of_a_calibration(pool, tmp_path):
+    """Saved and loaded, beside the forwards."""
+    runners = {name: Looping(name, 0.01) for name in ("demo/draft", "demo/middle")}
+    Calibration.of(pool, runners, seconds=0.5, rows=1, progress=False).save(tmp_path / "x.json")
+    latency = Calibration.load(tmp_path / "x.json").latency
+    assert latency.drafted("demo/draft") < 0.005 < latency.seconds("demo/draft", 1)
+    assert latency.drafted("demo/middle") == latency.seconds("demo/middle", 1)
 
 
 class RowByRow(TableRunner):
@@ -142,7 +152,7 @@ def test_other_threads_are_refused(saved):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"format": 3}', '{"format": 3, "members": {}, "threads": 1, "latency": {}}']
+    "text", ["", "[]", '{"format": 4}', '{"format": 4, "members": {}, "threads": 1, "latency": {}}']
 )
 def test_other_files_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, text):
     monkeypatch.setattr("specrouter_llm.pool.pool.ModelPool.load", lambda *_, **__: pytest.fail("loaded"))
@@ -152,5 +162,5 @@ def test_other_files_are_refused_before_anything_is_loaded(tmp_path, monkeypatch
     with pytest.raises(InvalidParameterError, match=r"missing\.json is not a calibration"):
         load(tmp_path / "missing.json")
     (tmp_path / "x.json").write_text('{"format": 7}')
-    with pytest.raises(InvalidParameterError, match="format 7, this release reads 3"):
+    with pytest.raises(InvalidParameterError, match="format 7, this release reads 4"):
         load(tmp_path / "x.json")

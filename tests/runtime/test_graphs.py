@@ -59,6 +59,8 @@ def host_attention(query, key, value, tiles, extent, scaling, window, softcap):
     assert all(span.end <= extent for span in spans)
     fed = sum(len(span.token_ids) for span in spans)
     output = query.new_zeros(query.shape[1], query.shape[0], value.shape[3])
+    if not spans:  # while it is recorded
+        return output
     output[:fed] = RaggedContext(spans, key.shape[1]).attend(query[:, :fed], key, value, scaling, window, softcap)
     return output
 
@@ -362,7 +364,7 @@ def test_without_any_forward_to_record_there_are_no_graphs(on_a_device, monkeypa
 
 
 def test_few_loops_serve_all_lengths():
-    """A loop may make more choices than are asked for, but for those that its slots have no room for."""
+    """Two graphs serve any number of choices, up to the last position of the slots."""
     capture = Recorder()
     runner = graph_runner(tiny(), capture=capture, context_length=512)
     before = capture.recorded
@@ -370,7 +372,7 @@ def test_few_loops_serve_all_lengths():
     longest = runner.loop([Span(0, 0, [1, 2], 1)], 12, greedy, [[]])
     for count in range(1, 13):
         assert torch.equal(longest[:, :count], runner.loop([Span(0, 0, [1, 2], 1)], count, greedy, [[]]))
-    assert capture.recorded - before == 7
+    assert capture.recorded - before == 2  # a first turn, and another
     short, longer = (graph_runner(tiny(), context_length=length) for length in (512, 1024))
     for count in (4, 5):  # up to the last position; there is no room for six
         spans = [Span(0, 506, [1, 2], 1)]

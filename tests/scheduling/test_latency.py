@@ -154,3 +154,25 @@ def test_a_file_with_a_broken_curve_is_refused(curve):
     text = json.dumps({"version": 1, "overhead": 0.0, "curves": {"m": curve}})
     with pytest.raises(InvalidParameterError, match="curve of 'm'"):
         LatencyModel.from_json(text)
+
+
+def test_loops_have_a_curve_of_their_own():
+    """A token of a loop corrects what drafting costs, a forward what verifying costs; without loops both are one."""
+    model = LatencyModel.fit(
+        {"a": [(n, 64, 0.010) for n in GRID], "b": [(1, 64, 0.02)]}, 0.0, loops={"a": [(1, 64, 0.004)]}
+    )
+    assert (model.drafted("a"), model.seconds("a", 1)) == pytest.approx((0.004, 0.010))
+    assert model.drafted("b", 1, 64) == model.seconds("b", 1, 64)
+    for _ in range(200):
+        model.observe(Forward("a", 1, 1, 64, 0.006, looped=True))
+    assert (model.drafted("a"), model.seconds("a", 1)) == pytest.approx((0.006, 0.010), rel=0.02)
+    again = LatencyModel.from_json(model.to_json())
+    assert again.drafted("a") == pytest.approx(model.drafted("a"))
+
+
+def test_a_level_first_seen_in_a_loop_is_known():
+    """Its forwards are taken to cost the same until there is one."""
+    model = LatencyModel()
+    model.observe(Forward("a", 2, 2, 64, 0.006, looped=True))
+    assert model.knows("a")
+    assert model.drafted("a", 2) == pytest.approx(model.seconds("a", 2)) == pytest.approx(0.006)

@@ -8,7 +8,7 @@ import pytest
 
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.adaptive import AdaptivePolicy
-from specrouter_llm.scheduling.estimates import MAX_WINDOW, Estimates
+from specrouter_llm.scheduling.estimates import MAX_WINDOW, Costs, Estimates
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import RowView
 from specrouter_llm.scheduling.pricing import price
@@ -28,9 +28,10 @@ def estimates(rng, size, rows=1):
     pairs[:, -1] = target.mean(axis=0)
     total = np.arange(rows * (MAX_WINDOW + 1) + 1)
     empty = np.zeros((rows, 0))
+    costs = Costs(curves, curves[:, :, 1], 0.05 * (1 + 0.02 * (total - 1)) * (total > 0))
     return Estimates(
-        lower, 0, "t", rows, Acceptance(pairs, target, empty, empty), curves,
-        0.05 * (1 + 0.02 * (total - 1)) * (total > 0), 0.001, np.zeros(size - 1), np.zeros((rows, size - 1)),
+        lower, 0, "t", rows, Acceptance(pairs, target, empty, empty), costs,
+        0.001, np.zeros(size - 1), np.zeros((rows, size - 1)),
     )  # fmt: skip
 
 
@@ -43,11 +44,11 @@ def per_token(plans, seen):
 def test_two_levels_follow_the_formula(seed):
     """A(alpha, w) = (1 - alpha^(w + 1)) / (1 - alpha) tokens for w drafts and one verification."""
     seen = estimates(random.Random(seed), 2)
-    alpha, draft = seen.acceptance.target[0, 0], seen.curves[0, 0, 1]
+    alpha, draft = seen.acceptance.target[0, 0], seen.costs.drafting[0, 0]
     for window in range(1, MAX_WINDOW + 1):
         tokens, seconds = price([Plan.chain(["m0", "t"], [window])], seen)
         assert tokens == pytest.approx((1 - alpha ** (window + 1)) / (1 - alpha))
-        assert seconds == pytest.approx(seen.overhead + window * draft + seen.target_curve[window + 1])
+        assert seconds == pytest.approx(seen.overhead + window * draft + seen.costs.target[window + 1])
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -132,3 +133,25 @@ def test_static_choice_is_as_good_as_a_sweep(seed, size):
     plans = [*static_plans(pool, rng, 80), plan]
     best, _ = best_static(pool, rows, 1, 1600, plans)
     assert pace(pool, plan, rows, 1, 1600) <= 1.04 * best
+
+
+def test_drafting_and_verifying_have_prices_of_their_own():
+    """A model that is quick only while nothing is below it is not asked to verify what lookup found."""
+    seen = estimates(random.Random(1), 2)
+    hits, stays = np.full((1, 1), 0.6), np.full((1, 1), 0.6)
+    curves = np.concatenate([np.full((1, 2, MAX_WINDOW + 2), 1e-5), np.full((1, 2, MAX_WINDOW + 2), 0.004)])
+    pairs, target = np.array([[0.6, 0.5], [1.0, 0.8]]), np.array([[0.5, 0.8]])
+
+    def best(drafting):
+        costs = Costs(curves, np.array([[np.inf] * 2, [drafting] * 2]), seen.costs.target)
+        found = Estimates(
+            ("lookup", "m"), 1, "t", 1, Acceptance(pairs, target, hits, stays), costs,
+            0.0, np.zeros(2), np.zeros((1, 2)),
+        )  # fmt: skip
+        choice = Search(found).choice()
+        tokens, seconds = price(choice.plans, found)
+        assert seconds / tokens == pytest.approx(choice.seconds_per_token)
+        return choice.plans[0].levels
+
+    assert best(drafting=0.004) == ("lookup", "m", "t")
+    assert best(drafting=0.001) == ("m", "t")
