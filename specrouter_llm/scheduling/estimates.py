@@ -13,6 +13,10 @@ from specrouter_llm.scheduling.latency import LatencyModel
 from specrouter_llm.scheduling.similarity import Acceptance
 
 MAX_WINDOW = 16
+_ODD = 2.0 * np.arange(MAX_WINDOW) + 1
+"""E[n^2] = sum over k of (2 k - 1) P(n >= k)."""
+_QUANTILES = (-1.28, -0.52, 0.0, 0.52, 1.28)
+"""Of a normal distribution, at 10, 30, 50, 70 and 90 %: the sum over many rows is close to one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,17 @@ class Costs:
         return cls(curves, drafting, latency.totals(target, rows * (MAX_WINDOW + 1), context, rows))
 
 
+class Fed:
+    """Tokens of the target's forward, all rows together, as a random number."""
+
+    def __init__(self, reach: Array) -> None:
+        """`reach` [R, ..., MAX_WINDOW]: the chance that a row feeds at least so many proposed tokens beside its own one."""
+        self.reach = reach
+        one = reach.sum(axis=-1)
+        self.mean = len(reach) + one.sum(axis=0)
+        self.variance = (reach @ _ODD - one**2).sum(axis=0)
+
+
 @dataclass(frozen=True, slots=True)
 class Estimates:
     """Lower levels are numbered as in `lower`: the model-free ones first, then the drafters, smallest first."""
@@ -73,6 +88,13 @@ class Estimates:
         """Seconds of the target's forward over any number of tokens in all."""
         grid = np.arange(len(self.costs.target), dtype=np.float64)
         return np.asarray(np.interp(tokens, grid, self.costs.target), dtype=np.float64)
+
+    def expected_seconds(self, fed: Fed) -> Array:
+        """[...] seconds of the target's forward over a random number of tokens: it may cost what no smooth function says."""
+        if self.num_rows == 1:
+            return np.asarray(self.costs.target[1] + fed.reach[0] @ np.diff(self.costs.target[1:]))
+        spread = np.sqrt(np.maximum(fed.variance, 0.0))
+        return np.asarray(sum(self.target_seconds(fed.mean + place * spread) for place in _QUANTILES) / len(_QUANTILES))
 
     def without(self, levels: Sequence[int]) -> Estimates:
         """The same with some lower levels priced out."""

@@ -3,7 +3,8 @@
 V(n, c) is taken as base(n) + slope(n) * c at context c: linear layers see n tokens, attention reads c positions. A batch
 of R rows over n tokens in all, c positions in all, costs base(n) + slope(n / R) * c + (R - 1) * row: each row attends for
 its own n / R tokens to its own context, and has a price of its own, for on a CPU attention runs row by row; batches correct
-that price too. Where a runner pads n to one of a few sizes, base is that of the size: a ninth token may cost what twelve do.
+that price too. Where a runner pads n to one of a few sizes, base is that of the size, and every size is corrected for itself: a
+ninth token may cost what twelve do, and a 41st half as much again as 40.
 A level that can draft several tokens without the host between them has a curve of its own for that.
 """
 
@@ -13,7 +14,7 @@ import json
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from operator import mul
@@ -35,8 +36,15 @@ LEARNED_SLOPE = 1 / 32
 """A level without measurements is taken to cost t * (1 + (n - 1) / 32) over n tokens until forwards tell."""
 RATE = 0.03
 """Weight of one forward in the moving average, once there are 1 / RATE of them near it."""
-PREFILL_TOKENS = 128
-"""Forwards over more tokens per row are prefills: they say little about decoding and are ignored."""
+PREFILL_TOKENS = 64
+"""A forward that feeds a row more than this is a prefill, for that row: it says little about decoding and is ignored."""
+FALL = 1.5
+"""How fast what a forward says about other numbers of tokens fades, in powers of two per power of two."""
+COMMON, COMMON_FALL, OWN_FALL = 0.35, 0.5, 6.0
+"""Where numbers of tokens are padded, each is seen for itself: this share of an error is put down to the machine and fades
+slowly, the rest is its own and fades fast."""
+LEAST_NEAR = 0.04
+"""Nodes of which a forward says less than this are left alone."""
 MOVED = 0.04
 """A curve has moved materially once a node has drifted this far, in log units, since it was last read."""
 
@@ -72,6 +80,14 @@ class _Curve:
     ) -> _Curve:
         zeros, ones = [0.0] * len(tokens), [1.0] * len(tokens)
         return cls(tuple(tokens), list(base), list(slope), zeros.copy(), ones, zeros.copy(), zeros.copy(), tuple(sizes))
+
+    def padded_to(self, sizes: Sequence[int]) -> _Curve:
+        """The same costs with a node for each of these sizes, and none between them."""
+        if not sizes:
+            return replace(self, sizes=())
+        nodes = [*map(float, sizes), *(node for node in self.tokens if node > sizes[-1])]
+        base, slope = ([_interpolated(n, *self._line(values)) for n in nodes] for values in (self.base, self.slope))
+        return replace(_Curve.of(nodes, base, slope, sizes), row=self.row)
 
     def to_dict(self) -> dict[str, Any]:
         """What it says now, without the counts of what it has seen."""
@@ -143,7 +159,7 @@ class _Curve:
             self.row_count += of_rows
             self.row *= math.exp(max(RATE, 1.0 / (4.0 + self.row_count)) * step)
         moved = False
-        for i, near in enumerate(_nearness(_padded(tokens, self.sizes), self.tokens)):
+        for i, near in _nearness(_padded(tokens, self.sizes), self.tokens, bool(self.sizes)):
             self.count[i] += near
             self.shift[i] += near * max(RATE, 1.0 / (4.0 + self.count[i])) * step
             self.factor[i] = math.exp(self.shift[i])
@@ -157,9 +173,12 @@ def _padded(tokens: float, sizes: Sequence[int]) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _nearness(tokens: float, nodes: tuple[float, ...]) -> tuple[float, ...]:
-    """Weight of a forward over `tokens` tokens for each node: 1 there, 0.35 at half or twice as many."""
-    return tuple(2.0 ** (-1.5 * abs(math.log2(tokens) - math.log2(node))) for node in nodes)
+def _nearness(tokens: float, nodes: tuple[float, ...], padded: bool) -> tuple[tuple[int, float], ...]:
+    """Nodes with the weight that a forward over `tokens` tokens has for them, 1 there."""
+    ways = (abs(math.log2(tokens) - math.log2(node)) for node in nodes)
+    every = enumerate((COMMON * 2 ** (-COMMON_FALL * way) + (1 - COMMON) * 2 ** (-OWN_FALL * way)) if padded
+                      else 2 ** (-FALL * way) for way in ways)  # fmt: skip
+    return tuple((i, near) for i, near in every if near >= LEAST_NEAR)
 
 
 def _interpolated(x: float, nodes: Sequence[float], values: Sequence[float]) -> float:
@@ -223,8 +242,8 @@ class LatencyModel:
 
     def pad_to(self, sizes: Mapping[str, Sequence[int]]) -> None:
         """What levels pad to now: a runner may have chosen otherwise when the costs were measured."""
-        for level, curve in (*self._curves.items(), *self._loops.items()):
-            curve.sizes = tuple(sizes.get(level, ()))
+        for curves in (self._curves, self._loops):
+            curves.update({level: curve.padded_to(sizes.get(level, ())) for level, curve in curves.items()})
         self._cache.clear()
 
     @property
@@ -267,7 +286,7 @@ class LatencyModel:
     def observe(self, forward: Forward) -> None:
         """Corrects a level by one forward. Prefills and forwards over nothing are ignored."""
         tokens = forward.num_tokens
-        if tokens < 1 or forward.seconds <= 0 or tokens > PREFILL_TOKENS * forward.num_rows:
+        if tokens < 1 or forward.seconds <= 0 or max(forward.longest, tokens / forward.num_rows) > PREFILL_TOKENS:
             return
         curves = self._loops if forward.looped else self._curves
         curve = curves.get(forward.level)
@@ -335,7 +354,7 @@ def _fit(points: Sequence[tuple[float, int, float]], sizes: Sequence[int]) -> _C
             rise = max(0.0, float(centred @ seconds) / float(centred @ centred))
         slope.append(rise)
         base.append(max(float(seconds.mean()) - rise * float(contexts.mean()), 1e-3 * float(seconds.min())))
-    return _Curve.of(tokens, list(accumulate(base, max)), list(accumulate(slope, max)), sizes)
+    return _Curve.of(tokens, list(accumulate(base, max)), list(accumulate(slope, max))).padded_to(sizes)
 
 
 def _learned(tokens: int, seconds: float) -> _Curve:

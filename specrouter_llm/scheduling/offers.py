@@ -32,7 +32,7 @@ MOST_LEVELS = 62
 _OWN_SURVIVAL = np.tril(np.ones((MAX_WINDOW, MAX_WINDOW)))
 _SHIFT = np.maximum(np.arange(MAX_WINDOW)[None, :] - np.arange(MAX_WINDOW)[:, None], 0)
 _FORWARD = np.triu(np.ones((MAX_WINDOW, MAX_WINDOW)))
-_WITHIN = (LOOKUP_WINDOWS[:, None] >= PLACES).astype(np.float64)
+WITHIN = (LOOKUP_WINDOWS[:, None] >= PLACES).astype(np.float64)
 _NO_SUB = -1
 
 
@@ -155,7 +155,7 @@ def lookup_offers(level: int, estimates: Estimates) -> Offers:
     return Offers(
         level=np.full(count, level),
         seconds=estimates.costs.curves[level][:, 1] * np.ones((count, 1)),
-        survival=_WITHIN * (hit * stay ** (PLACES - 1)),
+        survival=WITHIN * (hit * stay ** (PLACES - 1)),
         window=LOOKUP_WINDOWS,
         rounds=np.ones(count, dtype=np.int64),
         catch_up=np.zeros(count),

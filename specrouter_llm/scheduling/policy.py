@@ -54,6 +54,8 @@ class Forward:
     """Positions attended to, summed over the rows."""
     seconds: float
     """Forward and choice."""
+    longest: int = 0
+    """Tokens of the row that was fed most, where it may have been more than decoding feeds."""
     looped: bool = False
     """One of several that the host did not come between, each but the first over the choice before."""
 

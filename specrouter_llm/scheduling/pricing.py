@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from specrouter_llm.scheduling.counts import Array
-from specrouter_llm.scheduling.estimates import MAX_WINDOW, Estimates
+from specrouter_llm.scheduling.estimates import MAX_WINDOW, Estimates, Fed
 from specrouter_llm.scheduling.offers import PLACES, round_of, rounds_of
 from specrouter_llm.scheduling.plan import Plan
 
@@ -15,8 +15,8 @@ from specrouter_llm.scheduling.plan import Plan
 def price(plans: Sequence[Plan], estimates: Estimates) -> tuple[float, float]:
     """Expected tokens and seconds of a step, all rows; infinite seconds if a plan cannot be run."""
     rows = estimates.num_rows
-    tokens = fed = float(rows)
-    seconds = estimates.overhead
+    tokens, seconds = float(rows), estimates.overhead
+    reach: Array = np.zeros((rows, MAX_WINDOW))
     groups: dict[Plan, list[int]] = {}
     for row, plan in enumerate(plans):
         if plan.below is not None:
@@ -30,13 +30,12 @@ def price(plans: Sequence[Plan], estimates: Estimates) -> tuple[float, float]:
         share = (len(members) - 1) / max(1, rows - 1)
         gained = 0.0
         for row in members:
-            reach = survival * (plans[row].window >= PLACES)
-            gained += float(reach @ estimates.acceptance.target[row, numbers[-1]] ** PLACES)
-            fed += float(reach.sum())
+            reach[row] = survival * (plans[row].window >= PLACES)
+            gained += float(reach[row] @ estimates.acceptance.target[row, numbers[-1]] ** PLACES)
         catch_up = float(estimates.catch_up[numbers].sum()) * len(members) / rows
         tokens += gained
         seconds += float(cost[1] + share * (cost[0] - cost[1])) + catch_up * tokens
-    return tokens, seconds + float(estimates.target_seconds(fed))
+    return tokens, seconds + float(estimates.expected_seconds(Fed(reach)))
 
 
 def best_draft(estimates: Estimates, level: int, alpha: float) -> float:

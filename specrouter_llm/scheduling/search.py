@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from specrouter_llm.scheduling.counts import Array
-from specrouter_llm.scheduling.estimates import Estimates
-from specrouter_llm.scheduling.offers import LOOKUP_WINDOWS, PLACES, Ints, all_offers
+from specrouter_llm.scheduling.estimates import Estimates, Fed
+from specrouter_llm.scheduling.offers import LOOKUP_WINDOWS, PLACES, WITHIN, Ints, all_offers
 from specrouter_llm.scheduling.plan import Plan
 
 CANDIDATES = 24
@@ -64,6 +64,21 @@ class _Shares:
     @property
     def best(self) -> int:
         return int(np.argmin(self.seconds / self.tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class _Aside:
+    """What each row does without a model."""
+
+    gain: Array
+    """[R] at this price."""
+    lookup: Ints
+    """[R] -1 for none."""
+    window: Ints
+    tokens: Array
+    """[R] that are expected to be accepted."""
+    reach: Array
+    """[R, MAX_WINDOW] chance that at least so many are offered."""
 
 
 class Search:
@@ -113,7 +128,7 @@ class Search:
         seconds = (
             estimates.overhead
             + table.seconds[:, 0]
-            + estimates.target_seconds(rows * (1 + table.survival.sum(axis=1)))
+            + estimates.expected_seconds(Fed(np.broadcast_to(table.survival, (rows, *table.survival.shape))))
             + tokens * table.catch_up
         )
         price = seconds / tokens
@@ -134,37 +149,35 @@ class Search:
     # ---------------------------------------------------------------- each row for itself
 
     def _lookups(self) -> tuple[Array, Array, Array] | None:
-        """[R, P * W] accepted and offered tokens of each model-free level with each window, and [P * W] its seconds."""
+        """[R, P * W, 16] chance of so many offered tokens of each model-free level with each window, [R, P * W] those
+        accepted, and [P * W] seconds."""
         count, rows = self._estimates.num_lookups, self._estimates.num_rows
         if not count:
             return None
         acceptance = self._estimates.acceptance
         offered = acceptance.hits[:, :, None] * acceptance.stays[:, :, None] ** (PLACES - 1)
         offered = np.where(self._estimates.blocked[:, :count, None] > 0, 0.0, offered)
-        accepted, offered = (
-            np.cumsum(part, axis=2)[:, :, LOOKUP_WINDOWS - 1].reshape(rows, -1)
-            for part in (offered * self._powers[:, :count], offered)
-        )
-        return accepted, offered, np.repeat(self._estimates.costs.curves[:count, 1, 1], len(LOOKUP_WINDOWS))
+        accepted = np.cumsum(offered * self._powers[:, :count], axis=2)[:, :, LOOKUP_WINDOWS - 1].reshape(rows, -1)
+        reach = (offered[:, :, None, :] * WITHIN).reshape(rows, -1, len(PLACES))
+        return reach, accepted, np.repeat(self._estimates.costs.curves[:count, 1, 1], len(LOOKUP_WINDOWS))
 
-    def _aside(self, theta: float) -> tuple[Array, Ints, Ints, Array, Array]:
-        """What each row does without a model: its gain at this price, the lookup (or -1), its window, tokens, offered."""
+    def _aside(self, theta: float) -> _Aside:
         rows = self._estimates.num_rows
-        nothing = np.zeros(rows)
         if self._lookup_offers is None:
-            return nothing, np.full(rows, -1), np.zeros(rows, dtype=np.int64), nothing, nothing
-        accepted, offered, cost = self._lookup_offers
-        gains = accepted - theta * (self._slope * offered + cost)
+            nothing = np.zeros(rows)
+            return _Aside(nothing, np.full(rows, -1), nothing.astype(np.int64), nothing, np.zeros((rows, len(PLACES))))
+        reach, accepted, cost = self._lookup_offers
+        gains = accepted - theta * (self._slope * reach.sum(axis=2) + cost)
         best = np.argmax(gains, axis=1)
         every = np.arange(rows)
         gain = gains[every, best]
         used = gain > 0
-        return (
+        return _Aside(
             gain * used,
             np.where(used, best // len(LOOKUP_WINDOWS), -1),
             np.where(used, LOOKUP_WINDOWS[best % len(LOOKUP_WINDOWS)], 0),
             accepted[every, best] * used,
-            offered[every, best] * used,
+            reach[every, best] * used[:, None],
         )
 
     def _further_token(self) -> float:
@@ -175,12 +188,12 @@ class Search:
 
     def _all_shares(self, theta: float) -> list[_Shares]:
         """Candidates taken by all rows whole, and taken by each row as far as they pay; the last one is none at all."""
-        gain, lookup, _, tokens, offered = self._aside(theta)
+        aside = self._aside(theta)
         offers, rows = self._offers, self._estimates.num_rows
         blocked = self._blocked
         width = len(self._numbers)
         whole = np.broadcast_to(offers.window, (rows, width)) * ~blocked
-        shares = [self._share(whole, lookup, tokens, offered)]
+        shares = [self._share(whole, aside)]
         if rows > 1 and width:
             extra = np.maximum(offers.seconds[:, 0] - offers.seconds[:, 1], 0.0) / (rows - 1)
             draft = extra / np.maximum(offers.survival.sum(axis=1), 1e-9)
@@ -188,8 +201,8 @@ class Search:
             total = np.cumsum(value, axis=2)
             end = np.argmax(total, axis=2)
             reached = np.take_along_axis(total, end[:, :, None], axis=2)[:, :, 0]
-            part = np.where((reached > gain[:, None]) & ~blocked, np.minimum(end + 1, offers.window), 0)
-            shares.append(self._share(part, lookup, tokens, offered))
+            part = np.where((reached > aside.gain[:, None]) & ~blocked, np.minimum(end + 1, offers.window), 0)
+            shares.append(self._share(part, aside))
         return shares
 
     def _refused(self) -> npt.NDArray[np.bool_]:
@@ -199,20 +212,18 @@ class Search:
         blocked: npt.NDArray[np.bool_] = (refused[:, None] & self._offers.members) != 0
         return blocked
 
-    def _share(self, taken: Ints, lookup: Ints, aside: Array, aside_offered: Array) -> _Shares:
+    def _share(self, taken: Ints, aside: _Aside) -> _Shares:
         """Tokens and seconds of the step with each candidate, and without any (the last entry)."""
         estimates, offers = self._estimates, self._offers
         rows, width = taken.shape
         taken = np.concatenate([taken, np.zeros((rows, 1), dtype=taken.dtype)], axis=1)
-        inside = taken[:, :width, None] >= PLACES
-        reach = np.where(inside, offers.survival, 0.0)
-        accepted = np.zeros((rows, width + 1))
-        fed = np.zeros((rows, width + 1))
-        accepted[:, :width] = (reach * self._powers[:, offers.level]).sum(axis=2)
-        fed[:, :width] = reach.sum(axis=2)
+        reach = np.repeat(aside.reach[:, None, :], width + 1, axis=1)
+        accepted = np.repeat(aside.tokens[:, None], width + 1, axis=1)
         alone = taken == 0
-        accepted = np.where(alone, aside[:, None], accepted)
-        fed = np.where(alone, aside_offered[:, None], fed)
+        inside = np.where(taken[:, :width, None] >= PLACES, offers.survival, 0.0)
+        own = (inside * self._powers[:, offers.level]).sum(axis=2)
+        reach[:, :width] = np.where(alone[:, :width, None], reach[:, :width], inside)
+        accepted[:, :width] = np.where(alone[:, :width], accepted[:, :width], own)
         tokens = 1.0 * rows + accepted.sum(axis=0)
         users = rows - alone.sum(axis=0)
         share = (users[:width] - 1) / max(1, rows - 1)
@@ -220,10 +231,10 @@ class Search:
         draft[:width] = offers.seconds[:, 1] + share * (offers.seconds[:, 0] - offers.seconds[:, 1])
         draft[:width] += tokens[:width] * offers.catch_up * users[:width] / rows
         if estimates.num_lookups:
-            cost = np.where(lookup >= 0, estimates.costs.curves[np.maximum(lookup, 0), 1, 1], 0.0)
+            cost = np.where(aside.lookup >= 0, estimates.costs.curves[np.maximum(aside.lookup, 0), 1, 1], 0.0)
             draft += (alone * cost[:, None]).sum(axis=0)
         draft[:width] = np.where(users[:width] > 0, draft[:width], np.inf)
-        seconds = estimates.overhead + draft + estimates.target_seconds(rows + fed.sum(axis=0))
+        seconds = estimates.overhead + draft + estimates.expected_seconds(Fed(reach))
         return _Shares(taken, tokens, seconds)
 
     # ---------------------------------------------------------------- plans
@@ -241,13 +252,14 @@ class Search:
         plain = Plan((estimates.target,))
         if not np.isfinite(theta):
             return [plain] * estimates.num_rows
-        _, lookup, windows, _, _ = self._aside(theta)
+        aside = self._aside(theta)
         plans = []
         for row in range(estimates.num_rows):
             if candidate is not None and taken[row]:
                 plans.append(self._plan(int(self._numbers[candidate]), int(taken[row])))
-            elif lookup[row] >= 0:
-                plans.append(Plan((estimates.lower[lookup[row]], estimates.target), (int(windows[row]),), (1, 1)))
+            elif aside.lookup[row] >= 0:
+                lookup, window = estimates.lower[aside.lookup[row]], int(aside.window[row])
+                plans.append(Plan((lookup, estimates.target), (window,), (1, 1)))
             else:
                 plans.append(plain)
         return plans

@@ -103,8 +103,9 @@ class VerifyProcessor:
             replace(_accept(test.proposal, choices[test.scored :], block), score=test.score(model, choices))
             for test, choices, block in zip(tests, chosen, blocks, strict=True)
         ]
-        fed, context = sum(len(span.token_ids) for span in spans), sum(span.end for span in spans)
-        log.append(Forward(model, len(rows), fed, context, time.perf_counter() - started))
+        fed, context = [len(span.token_ids) for span in spans], sum(span.end for span in spans)
+        seconds = time.perf_counter() - started
+        log.append(Forward(model, len(rows), sum(fed), context, seconds, longest=max(fed)))
         return verified
 
     def fits(self, model: str, row: Row, hypothesis: Sequence[int]) -> bool:

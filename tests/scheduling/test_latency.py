@@ -176,3 +176,28 @@ def test_a_level_first_seen_in_a_loop_is_known():
     model.observe(Forward("a", 2, 2, 64, 0.006, looped=True))
     assert model.knows("a")
     assert model.drafted("a", 2) == pytest.approx(model.seconds("a", 2)) == pytest.approx(0.006)
+
+
+def test_every_padded_size_is_learnt_for_itself():
+    """Between powers of two, where calibration does not measure, and beyond the last one: costs may jump from size to size."""
+    sizes = (1, 2, 4, 8, 16, 32, 40, 48, 64, 96, 128)
+    true = {32: 92, 40: 97, 48: 135, 64: 148, 96: 198, 128: 250}
+    model = LatencyModel.fit({"m": [(n, 64, true.get(n, 20 + 2 * n)) for n in GRID]}, 0.0, sizes={"m": sizes})
+    assert model.seconds("m", 96) == pytest.approx(148 + 2 * 28)
+    choose = random.Random(0)
+    for _ in range(800):
+        size = choose.choice(list(true))
+        tokens = choose.randint(sizes[sizes.index(size) - 1] + 1, size)
+        model.observe(Forward("m", 1, tokens, 0, true[size] * choose.uniform(0.97, 1.03)))
+    for size, seconds in true.items():
+        assert model.seconds("m", size) == pytest.approx(seconds, rel=0.04)
+    assert model.seconds("m", 33) == model.seconds("m", 40) < model.seconds("m", 41)
+
+
+def test_a_batch_in_which_a_row_is_still_taken_in_says_nothing_about_decoding():
+    """Its prompt is as many tokens as the other rows feed altogether, and costs otherwise."""
+    model = LatencyModel.fit({"m": [(n, 64, 0.02 + 0.001 * n) for n in GRID]}, 0.0, row_ratios={"m": (4, 64, 1.2)})
+    before = model.seconds("m", 32, 2000, 32)
+    for _ in range(20):
+        model.observe(Forward("m", 32, 348, 3000, 3.0, longest=150))
+    assert model.seconds("m", 32, 2000, 32) == before
