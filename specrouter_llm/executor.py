@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -78,15 +78,19 @@ class Executor:
         self._rollback = RollbackProcessor(state)
         self._target = target
 
-    def step(self, rows: Sequence[Row], plans: Sequence[Plan]) -> StepResult:
+    def step(
+        self, rows: Sequence[Row], plans: Sequence[Plan], meanwhile: Callable[[], None] = lambda: None
+    ) -> StepResult:
         """One step: proposals by each row's chain, then one target forward over all rows.
+
+        `meanwhile` is called when that forward is on its way and, on a device, not yet waited for.
 
         Never raises for a model's failure: a drafter that fails is left out, a target failure ends up in the outcomes of
         the rows that cause it.
         """
         started = time.perf_counter()
         log: list[Forward] = []
-        outcomes = self._outcomes(rows, plans, log)
+        outcomes = self._outcomes(rows, plans, log, meanwhile)
         return StepResult(outcomes, tuple(log), time.perf_counter() - started)
 
     def has_model(self, level: str) -> bool:
@@ -105,9 +109,11 @@ class Executor:
         """
         return self._verifying.prefill(model, [row.slot for row in rows], max_tokens)
 
-    def _outcomes(self, rows: Sequence[Row], plans: Sequence[Plan], log: list[Forward]) -> list[RowOutcome]:
+    def _outcomes(
+        self, rows: Sequence[Row], plans: Sequence[Plan], log: list[Forward], meanwhile: Callable[[], None]
+    ) -> list[RowOutcome]:
         usable = [self.usable(row, plan) for row, plan in zip(rows, plans, strict=True)]
-        run = _StepRun(self._state, self._drafting, self._verifying, self._looping, log)
+        run = _StepRun(self._state, self._drafting, self._verifying, self._looping, log, meanwhile)
         try:
             with self._rollback.atomic(rows):
                 return run.outcomes(rows, usable)
@@ -116,13 +122,13 @@ class Executor:
                 for row, plan in zip(rows, usable, strict=True):
                     if failure.model in plan.levels:
                         row.set_aside[failure.model] = f"raised {type(failure.cause).__name__}: {failure.cause}"
-                return self._outcomes(rows, usable, log)
+                return self._outcomes(rows, usable, log, meanwhile)
             if len(rows) == 1 and usable[0].below is None:
                 return [RowOutcome(rows[0], usable[0], [], error=failure)]
             if len(rows) == 1:  # the proposal may have been too much for it: what plain decoding can do must not fail
-                return self._outcomes(rows, [Plan((self._target,))], log)
+                return self._outcomes(rows, [Plan((self._target,))], log, meanwhile)
             # Which row it was is not known: each runs alone, and only those that fail alone have failed.
-            return [self._outcomes([row], [plan], log)[0] for row, plan in zip(rows, usable, strict=True)]
+            return [self._outcomes([row], [plan], log, meanwhile)[0] for row, plan in zip(rows, usable, strict=True)]
 
     def usable(self, row: Row, plan: Plan) -> Plan:
         """The plan without levels that the row has set aside or has outgrown."""
@@ -146,6 +152,7 @@ class _StepRun:
     verifying: VerifyProcessor
     looping: LoopProcessor
     log: list[Forward]
+    meanwhile: Callable[[], None]
     trials: dict[int, list[Trial]] = field(default_factory=lambda: defaultdict(list))
     scores: dict[int, list[Score]] = field(default_factory=lambda: defaultdict(list))
 
@@ -223,7 +230,15 @@ class _StepRun:
     ) -> list[Verification]:
         """One forward of `model` over all proposals, counted; a drafter without finite logits loses the row it failed."""
         keep_logits = final and any(row.sampler.params.logprobs for row in rows)
-        verified = self.verifying.verify(model, rows, hypotheses, proposals, log=self.log, keep_logits=keep_logits)
+        verified = self.verifying.verify(
+            model,
+            rows,
+            hypotheses,
+            proposals,
+            log=self.log,
+            keep_logits=keep_logits,
+            meanwhile=self.meanwhile if final else None,
+        )
         for row, below, verification in zip(rows, belows, verified, strict=True):
             if below is not None and verification.num_proposed:
                 trial = Trial(below.top, model, verification.num_proposed, verification.num_accepted)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import (
+    DeferringPolicy,
     ExplainingPolicy,
     FixedPolicy,
     Policy,
@@ -28,7 +29,10 @@ class ChainRouter:
     def __init__(self, models: Sequence[str], proposers: Collection[str], *, policy: Policy | None = None) -> None:
         self._models = tuple(models)
         self._proposers = tuple(proposers)
-        self._policy = policy
+        self._policy: Policy | None = None
+        self._deferring: DeferringPolicy | None = None
+        if policy is not None:
+            self.use(policy)
         self._sound: set[Plan] = set()
         """Plans of the policy that have been checked."""
 
@@ -44,6 +48,7 @@ class ChainRouter:
     def use(self, policy: Policy) -> None:
         """Plans of rows that do not force a chain come from this policy from now on."""
         self._policy = policy
+        self._deferring = policy if isinstance(policy, DeferringPolicy) else None
 
     def resolve(
         self, chain: Sequence[str] | None, windows: Sequence[int] | None, speculation: bool | None
@@ -123,6 +128,14 @@ class ChainRouter:
     def reasons(self, row_id: int) -> Reasons:
         """Why a row was decoded as it was, if the policy can say so."""
         return self._policy.reasons(row_id) if isinstance(self._policy, ExplainingPolicy) else Reasons()
+
+    def reconsider(self) -> None:
+        """Lets the policy think while the target's forward is on its way. Never raises: the step must go on."""
+        if self._deferring is not None:
+            try:
+                self._deferring.reconsider()
+            except BaseException:  # a third party's policy
+                logger.exception("the policy could not reconsider")
 
     def observe(self, step: StepObservation) -> None:
         """Passes what a step did to the policy."""

@@ -2,8 +2,8 @@
 
 The floor of a decoding step is the time it takes to read the weights once: their bytes over the rate at which the model's
 device reads memory. That rate is measured in the same rounds, by summing a float32 tensor far larger than any cache (on a
-CPU with all of torch's threads). Where matrices are packed, their products alone, with nothing between them, say how much of
-the distance is the library's. Everything takes turns in rotating order, twice in a turn, of which the second counts, and
+CPU with all of torch's threads). Where the runner knows its matrix products, they alone, with nothing between them, say how
+much of the distance is theirs. Everything takes turns in rotating order, twice in a turn, of which the second counts, and
 figures are medians of ratios within a round.
 """
 
@@ -31,6 +31,7 @@ from specrouter_llm.engine.worker import IDLE_SECONDS
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.runtime.batch import Span
+from specrouter_llm.runtime.graphs import GraphRunner
 from specrouter_llm.runtime.lean import LeanRunner
 from specrouter_llm.runtime.openmp import release_team
 from specrouter_llm.runtime.runner import Runner
@@ -80,8 +81,8 @@ def measure(
             (STEP, 1): _decoding(engine, context),
         }
         actions |= {(OURS, n): _forward(runner, n, context) for n in tokens}
-        if isinstance(runner, LeanRunner):
-            actions |= {(PRODUCTS, n): _products(runner, n) for n in tokens}
+        products = {(PRODUCTS, n): _products(runner, n) for n in tokens}
+        actions |= {key: clocked for key, clocked in products.items() if clocked is not None}
         other = alone.pool() if peer else None
         if other is not None:
             actions |= {(PEER, n): _peer_forward(other, n, context) for n in tokens}
@@ -184,8 +185,12 @@ def _forward(runner: Runner, tokens: int, context: int) -> Clocked:
     return forward
 
 
-def _products(runner: LeanRunner, tokens: int) -> Clocked:
-    """The matrix products of a forward and nothing else."""
+def _products(runner: Runner, tokens: int) -> Clocked | None:
+    """The matrix products of a forward and nothing else, where the runner can tell them."""
+    if isinstance(runner, GraphRunner):
+        return _replayed(runner.products(tokens))
+    if not isinstance(runner, LeanRunner):
+        return None
     pairs = [(matrix, torch.ones(tokens, matrix.in_features)) for matrix in runner.matrices]
 
     def multiply() -> float:
@@ -196,6 +201,16 @@ def _products(runner: LeanRunner, tokens: int) -> Clocked:
         return time.perf_counter() - started
 
     return multiply
+
+
+def _replayed(replay: Callable[[], torch.Tensor] | None) -> Clocked | None:
+    def multiply() -> float:
+        assert replay is not None
+        started = time.perf_counter()
+        replay().flatten()[0].item()  # .item() waits for the device
+        return time.perf_counter() - started
+
+    return multiply if replay is not None else None
 
 
 def _decoding(engine: SpecRouter, context: int) -> Clocked:

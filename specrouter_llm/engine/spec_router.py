@@ -416,7 +416,9 @@ def _adaptive(
         known.latency.pad_to(token_sizes(runners))
     else:
         known = Calibration.of(pool, runners, seconds=CALIBRATION_SECONDS, rows=rows, progress=progress)
-    return AdaptivePolicy(list(runners), [p.name for p in _proposers(proposers)], known.latency)
+    names = [p.name for p in _proposers(proposers)]
+    waits = pool.target.model.device.type != "cpu"  # a forward returns before it is done
+    return AdaptivePolicy(list(runners), names, known.latency, deferred=waits)
 
 
 def _check_policy(policy: Policy | str, settings: EngineConfig) -> None:

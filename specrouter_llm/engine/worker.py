@@ -249,7 +249,7 @@ class Worker:
         ]
 
     def _step(self, ready: Sequence[Sample], plans: Sequence[Plan]) -> None:
-        result = self._executor.step([_row(sample) for sample in ready], plans)
+        result = self._executor.step([_row(sample) for sample in ready], plans, self._router.reconsider)
         self._num_steps += 1
         observations = []
         for sample, outcome in zip(ready, result.outcomes, strict=True):

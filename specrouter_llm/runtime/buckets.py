@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from specrouter_llm.runtime.batch import Span
 
-TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Numbers of tokens that are recorded; more than the last run without a graph."""
 CANONICAL_TOKENS = 64
 """The one number of tokens of strict mode where bits depend on it: worth a launch, and still bound by the weights."""

@@ -6,8 +6,9 @@ held twice and the model works as before. `GraphRunner` records this in place of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,9 +47,11 @@ class _Matrix:
     weight: Tensor
     bias: Tensor | None
 
-    def __call__(self, rows: Tensor, *, gated: bool = False) -> Tensor:
+    gated: bool = False
+
+    def __call__(self, rows: Tensor) -> Tensor:
         """See `product`."""
-        return product(rows, self.weight, self.bias, gated=gated)
+        return product(rows, self.weight, self.bias, gated=self.gated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +100,21 @@ class FusedForward:
                 cache.mark(keys.to(stream.dtype), index)
             attended = batch.attend(query.transpose(0, 1), slabs.keys, slabs.values, layer.scaling, layer.window)
             stream, normed = add_norm(stream, layer.output(attended.flatten(1)), *layer.inner_norm)
-            (opened,) = layer.gate_up(normed, gated=True)
+            (opened,) = layer.gate_up(normed)
             added = layer.down(opened)
         logits = self._head(add_norm(stream, added, *self._norm)[1])
         return logits[0] if len(logits) == 1 else logits.sum(0).to(stream.dtype)
+
+    def products(self, tokens: int) -> Callable[[], Tensor]:
+        """What runs the matrix products of a forward over so many tokens, and nothing between them: for measurements."""
+        layers = ((layer.query_key_value, layer.output, layer.gate_up, layer.down) for layer in self._layers)
+        matrices = [*itertools.chain.from_iterable(layers), self._head]
+        inputs = [matrix.weight.new_ones(tokens, matrix.weight.shape[1]) for matrix in matrices]
+
+        def multiply() -> Tensor:
+            return [matrix(rows) for matrix, rows in zip(matrices, inputs, strict=True)][-1]
+
+        return multiply
 
     def _angles(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin [at least length, D] by position; made by the first run, which a recording begins with."""
@@ -114,6 +128,7 @@ class FusedForward:
 def _layer(module: Any) -> _Layer:
     attention = module.self_attn
     query_key_value, output, gate_up, down = (_joined(group) for group in projections(module))
+    gate_up = replace(gate_up, gated=True)
     norms = (*_norm(attention.q_norm), *_norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
     return _Layer(
         input_norm=_norm(module.input_layernorm),

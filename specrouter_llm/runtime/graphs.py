@@ -181,6 +181,7 @@ class GraphRunner(EagerRunner):
             RuntimeError: the forward cannot be recorded.
         """
         self._attention = attention
+        self._capture = capture
         self._recorded = recorded or by_modules(model)
         self._strict = strict
         self._sizes: Sequence[int] = TOKENS
@@ -275,6 +276,11 @@ class GraphRunner(EagerRunner):
         self._cache.context = batch
         logits = self._recorded(batch, ids, self._cache)
         return self._cache.nan_where_broken(logits, batch.slots, batch.positions, batch.bucket.extent)
+
+    def products(self, tokens: int) -> Replay | None:
+        """What replays the matrix products of a forward alone, where the forward is one that can tell them: to measure."""
+        products: Callable[[int], Replay] | None = getattr(self._recorded, "products", None)
+        return self._capture(products(tokens)) if products is not None else None
 
     def close(self) -> None:
         self._forwards.clear()

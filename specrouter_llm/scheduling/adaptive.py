@@ -13,6 +13,7 @@ from specrouter_llm.scheduling.counts import Array
 from specrouter_llm.scheduling.estimates import Costs, Estimates, context_bucket
 from specrouter_llm.scheduling.explanation import Explanation, Journal, Switch
 from specrouter_llm.scheduling.latency import LatencyModel
+from specrouter_llm.scheduling.lookups import Calls
 from specrouter_llm.scheduling.offers import MOST_LEVELS
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import Forward, Reasons, RowObservation, RowView, StepObservation
@@ -75,12 +76,15 @@ class AdaptivePolicy:
         proposers: Sequence[str] = (),
         latency: LatencyModel | None = None,
         prior: Mapping[tuple[str, str], float] | None = None,
+        *,
+        deferred: bool = False,
     ) -> None:
         """Args:
         models: smallest first, the target last. A chain runs through them in this order.
         proposers: model-free levels.
         latency: measured; a level it does not know is tried once and learnt from its first forward.
         prior: SimScore = 1 - E[TV] by (lower, upper).
+        deferred: search only in `reconsider`, if the rows are the same: for engines that wait for a device then.
 
         Raises:
             InvalidParameterError: more lower levels than a search can hold.
@@ -104,6 +108,11 @@ class AdaptivePolicy:
         self._stale = True
         self._lent = False
         self._decision: _Decision | None = None
+        self._deferred = deferred
+        self._next: _Decision | None = None
+        """Made by `reconsider`, for the next step."""
+        self._reconsidered = False
+        """Whether that took part of the running step."""
         self._standing: dict[int, Plan] = {}
         self._views: dict[int, RowView] = {}
         self._introduced: dict[str, int] = {}
@@ -120,11 +129,19 @@ class AdaptivePolicy:
         """One plan per row. Called again before `observe`, it says the same."""
         self._views = {row.row_id: row for row in rows}
         key = tuple(self._views)
+        if self._next is not None:
+            self._decision, self._next = self._next, None
         decision = self._decision
-        if self._stale or decision is None or decision.key != key:
+        if decision is None or decision.key != key or (self._stale and not self._deferred):
             decision = self._decision = self._decide(rows, key)
             self._stale = False
         return decision.plans
+
+    def reconsider(self) -> None:
+        """What `plan` will say for the next step if the rows stay, where it is to be decided while a step is running."""
+        if self._deferred and self._stale and self._decision is not None:
+            self._next = self._decide(list(self._views.values()), self._decision.key)
+            self._stale, self._reconsidered = False, True
 
     def observe(self, step: StepObservation) -> None:
         """Corrects latencies by the forwards, similarities by the trials, and puts the last decision into force."""
@@ -135,6 +152,8 @@ class AdaptivePolicy:
         committed = sum(row.committed for row in step.rows)
         if decision is not None and committed:
             self._settle(decision, step, committed)
+            if self._deferred and decision.probed is not None:  # it was one step's; the next may be decided later
+                self._decision = replace(decision, plans=decision.standing, probed=None)
         for row in step.rows:
             self._learn_row(row, planned.get(row.row_id))
         self._stale |= self._due() or self._prober.looks(self._step)
@@ -373,7 +392,9 @@ class AdaptivePolicy:
             spent += forward.seconds
             if forward.level in self._proposers:
                 forward = Forward(forward.level, forward.num_rows, forward.num_rows, 0, forward.seconds)
-            self._latency.observe(forward)
+            if not (self._reconsidered and forward.level == self._target):  # the search may have been longer
+                self._latency.observe(forward)
+        self._reconsidered = False
         self._latency.observe_overhead(step.seconds - spent)
 
     def _settle(self, decision: _Decision, step: StepObservation, committed: int) -> None:
@@ -416,31 +437,12 @@ class AdaptivePolicy:
             if self._latency.knows(self._target):
                 self._prober.lend(CHANGE_LOAN * self._latency.seconds(self._target, 1), self._step)
         for name in self._proposers:
-            self._learn_lookup(name, row, bucket, view.remaining)
+            calls = Calls.of(name, row, view.remaining)
+            if calls.lengths or calls.misses:
+                self._similarity.observe_lookup(row.row_id, bucket, name, *calls, self._step)
         if row.finished:
             self._rows.finish(row.row_id)
             self._similarity.forget(row.row_id)
-
-    def _learn_lookup(self, name: str, row: RowObservation, bucket: int, remaining: int) -> None:
-        """How often and how long a model-free level proposed. A call that proposed nothing leaves no trial."""
-        trials = [trial for trial in row.trials if trial.lower == name]
-        lengths = [trial.proposed for trial in trials]
-        plan = row.plan
-        if name not in plan.levels or remaining <= 1:  # not used; it may still have been scored beside the plan
-            misses = ends = 0
-        elif len(plan.levels) == 2:
-            misses = 0 if trials else 1
-            ends = sum(length < min(plan.windows[0], remaining - 1) for length in lengths)
-        else:
-            # each round of the level above offers what it accepted and one token of its own
-            above = sum(trial.proposed for trial in row.trials if trial.lower == plan.levels[1])
-            misses = max(0, above - sum(trial.accepted + 1 for trial in trials))
-            ends, room = 0, min(plan.windows[1], remaining - 1) - 1 - misses
-            for trial in trials:
-                ends += trial.proposed < min(plan.windows[0], room)
-                room -= trial.accepted + 1
-        if lengths or misses:
-            self._similarity.observe_lookup(row.row_id, bucket, name, lengths, misses, ends, self._step)
 
 
 def _pays(seconds_per_token: float, estimates: Estimates, least: float) -> bool:

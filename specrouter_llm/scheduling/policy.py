@@ -97,6 +97,15 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class DeferringPolicy(Policy, Protocol):
+    """A policy that can think while a step is running, so that the device need not wait for it between steps."""
+
+    def reconsider(self) -> None:
+        """Called once in a step, when the target's forward is on its way; `observe` of that step comes later."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Reasons:
     """Why a row is decoded as it is."""

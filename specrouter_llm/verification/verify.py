@@ -7,7 +7,7 @@ mismatch, the *bonus* token its choice after a proposal that was accepted whole.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -87,8 +87,11 @@ class VerifyProcessor:
         *,
         log: list[Forward],
         keep_logits: bool = False,
+        meanwhile: Callable[[], None] | None = None,
     ) -> list[Verification]:
         """Verifies proposals[r] after row.token_ids + hypotheses[r], all rows in one forward, which is added to `log`.
+
+        `meanwhile` is called when the forward is launched; the choices are what waits for it.
 
         Raises:
             ModelFailure: the forward raised; the lengths of all models are the caller's to restore.
@@ -97,6 +100,8 @@ class VerifyProcessor:
         tests = [self._test(model, *each) for each in zip(rows, hypotheses, proposals, strict=True)]
         spans = [self._state.span(model, test.row.slot, test.context, test.count) for test in tests]
         logits = self._forward(model, spans)
+        if meanwhile is not None:
+            meanwhile()
         blocks = logits.split([test.count for test in tests]) if keep_logits else [None] * len(rows)
         chosen = choose(logits, [test.segment() for test in tests])
         verified = [

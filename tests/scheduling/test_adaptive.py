@@ -42,7 +42,22 @@ def two_drafters(low, high):
     return SimulatedPool(models, overhead=0.0005)
 
 
-def regret(seed, size, lookup, tokens=4000, limit=120):
+class WhileRunning:
+    """A deferred policy as an engine calls it: it reconsiders while a step is running."""
+
+    def __init__(self, *arguments):
+        self.policy = AdaptivePolicy(*arguments, deferred=True)
+
+    def plan(self, rows):
+        plans = self.policy.plan(rows)
+        self.policy.reconsider()
+        return plans
+
+    def observe(self, step):
+        self.policy.observe(step)
+
+
+def regret(seed, size, lookup, tokens=4000, limit=120, make=AdaptivePolicy):
     """Time per token of the policy over that of the best static chain: all of the run, and without its first quarter."""
     rng = random.Random(seed)
     pool = random_pool(rng, size, lookup)
@@ -53,7 +68,8 @@ def regret(seed, size, lookup, tokens=4000, limit=120):
     oracle = adaptive(pool, simscores(pool, rng, 0.0))
     oracle.plan([row.view() for row in rows()[:1]])
     best, _ = best_static(pool, rows, 1, tokens, [*static_plans(pool, rng, limit), *oracle.explain().chosen])
-    simulator, policy = Simulator(pool, rows(), slots=1), adaptive(pool, simscores(pool, rng, SPREAD))
+    policy = make(list(pool.models), list(pool.lookups), calibration(pool), simscores(pool, rng, SPREAD))
+    simulator = Simulator(pool, rows(), slots=1)
     simulator.run(policy, tokens // 4)
     late = simulator.run(policy, tokens - tokens // 4)
     return simulator.seconds / simulator.tokens / best, late / best
@@ -63,6 +79,33 @@ def regret(seed, size, lookup, tokens=4000, limit=120):
 def test_within_5_percent_of_the_best_static_chain(seed, size, lookup):
     """After 1,000 tokens of learning, from priors that are off."""
     assert regret(seed, size, lookup, limit=60)[1] <= 1.05
+
+
+@pytest.mark.parametrize(("seed", "size", "lookup"), [(10, 2, False), (22, 4, True)])
+def test_a_policy_that_decides_while_steps_run_is_hardly_worse(seed, size, lookup):
+    """Its decisions are a step late."""
+    assert regret(seed, size, lookup, limit=60, make=WhileRunning)[1] <= 1.05
+
+
+def test_nothing_is_searched_between_the_steps_of_the_same_rows(monkeypatch):
+    """But only while one is running; and a probe is one step's."""
+    pool = two_drafters(0.7, 0.8)
+    running = WhileRunning(list(pool.models), list(pool.lookups), calibration(pool))
+    policy = running.policy
+    decide, plan, searches, probes = policy._decide, policy.plan, [], []
+
+    def planned(rows):
+        before = len(searches)
+        plans = plan(rows)
+        probes.append(policy._decision.probed)
+        assert len(probes) == 1 or len(searches) == before
+        return plans
+
+    monkeypatch.setattr(policy, "_decide", lambda *given: searches.append(given) or decide(*given))
+    monkeypatch.setattr(policy, "plan", planned)
+    Simulator(pool, requests(1, 4000), slots=1).run(running, 1500)
+    assert len(searches) > 10
+    assert sum(probe is not None for probe in probes) == policy.explain().probes > 0
 
 
 @pytest.mark.slow
