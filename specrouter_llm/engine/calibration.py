@@ -17,10 +17,11 @@ from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.draft_loop import LoopingRunner
+from specrouter_llm.runtime.graphs import GraphRunner
 from specrouter_llm.runtime.packing import return_freed_memory
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.runtime.select import make_runner
-from specrouter_llm.sampling.row import Warp
+from specrouter_llm.sampling.row import GREEDY
 from specrouter_llm.scheduling.latency import GRID, LatencyModel
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ _ROWS_SHARE = 0.25
 
 _LOOPED = 4
 """Tokens of a loop that is timed."""
-_GREEDY = Warp(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
 
 Clock = Callable[[Runner, int, int], float]
 """Seconds of one row's forward of so many tokens behind so many others."""
@@ -159,7 +159,7 @@ def pool_runners(pool: ModelPool, *, num_slots: int, pack: bool, strict: bool = 
     runners: dict[str, Runner] = {}
     try:
         for member in in_order(pool):
-            runners[member.name] = make_runner(
+            runner = runners[member.name] = make_runner(
                 member.name,
                 member.model,
                 num_slots=num_slots,
@@ -168,6 +168,8 @@ def pool_runners(pool: ModelPool, *, num_slots: int, pack: bool, strict: bool = 
                 keep=member.borrowed,
                 strict=strict and member is pool.target,
             )
+            if isinstance(runner, GraphRunner):
+                runner.record(loops=member is not pool.target)
             return_freed_memory()
     except BaseException:
         for runner in runners.values():
@@ -251,14 +253,14 @@ def _forward(runner: Runner, tokens: int, context: int) -> float:
 
 
 def _can_loop(runner: LoopingRunner) -> bool:
-    return runner.loop([Span(0, 0, [0], 1)], _LOOPED, _GREEDY, [[]]) is not None
+    return runner.loop([Span(0, 0, [0], 1)], _LOOPED, GREEDY, [[]]) is not None
 
 
 def _loop(runner: Runner, tokens: int, context: int) -> float:
     """Of one token of a loop."""
     assert isinstance(runner, LoopingRunner)
     started = time.perf_counter()
-    chosen = runner.loop([Span(0, context, [0] * tokens, 1)], _LOOPED, _GREEDY, [[]])
+    chosen = runner.loop([Span(0, context, [0] * tokens, 1)], _LOOPED, GREEDY, [[]])
     assert chosen is not None, "a runner that can loop at the start of its context can loop in it"
     chosen.tolist()  # waits for the device
     return (time.perf_counter() - started) / _LOOPED

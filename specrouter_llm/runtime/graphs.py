@@ -34,7 +34,7 @@ from specrouter_llm.runtime.parity import LENGTHS, check_parity, probe_inputs
 from specrouter_llm.runtime.probe import PROBE_LENGTH, is_stable_in
 from specrouter_llm.runtime.runner import EagerRunner
 from specrouter_llm.runtime.static_batch import StaticBatch, TileAttention
-from specrouter_llm.sampling.row import Warp
+from specrouter_llm.sampling.row import GREEDY, Warp
 from specrouter_llm.types import Guarantee
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ MAX_GRAPHS = 32
 """Forwards recorded at a time; the one that was used longest ago makes room."""
 MAX_LOOPS = 16
 """Loops recorded at a time."""
+RECORDED_TOKENS = 64
+"""Forwards over up to so many tokens are recorded before the first request."""
 _CHECKED_LENGTHS = (LENGTHS, (40, 10), (110, 50))
 """Pairs of inputs whose launches hold up to 16, 32, 64 and 128 tokens."""
 
@@ -270,6 +272,18 @@ class GraphRunner(EagerRunner):
             for _ in range(count - 1):
                 chosen = go_on()
             return chosen[:count, : len(spans)].t().clone()
+
+    def record(self, *, loops: bool) -> None:
+        """Records what decoding launches at first, so that no request waits for it: few tokens in all, short contexts.
+
+        `loops` for a model that proposes. Slot 0 must be free.
+        """
+        for tokens in self._sizes:
+            if tokens <= min(RECORDED_TOKENS, self.context_length):
+                self.forward([Span(0, 0, [0] * tokens, 1)])
+        for tokens in TOKENS[1:3] if loops else ():  # what one row lacks fits in these
+            if tokens <= self.context_length:
+                self.loop([Span(0, 0, [0] * tokens, 1)], 1, GREEDY, [[]])
 
     def _logits(self, batch: StaticBatch, ids: Tensor) -> Tensor:
         """The forward that is recorded: logits [tokens of the bucket, V] of the ids [tokens] at the batch's places."""

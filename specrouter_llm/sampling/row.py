@@ -23,6 +23,9 @@ class Warp(NamedTuple):
     min_p: float
 
 
+GREEDY = Warp(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
+
+
 class RowSampler:
     """Sampling state of one row: a pure function of (parameters, prompt, seed, sample) and the committed tokens."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -86,7 +86,7 @@ class _Curve:
         if not sizes:
             return replace(self, sizes=())
         nodes = [*map(float, sizes), *(node for node in self.tokens if node > sizes[-1])]
-        base, slope = ([_interpolated(n, *self._line(values)) for n in nodes] for values in (self.base, self.slope))
+        base, slope = ([self._value(values, n) for n in nodes] for values in (self.base, self.slope))
         return replace(_Curve.of(nodes, base, slope, sizes), row=self.row)
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,10 +118,8 @@ class _Curve:
 
     def one(self, tokens: float, context: float, rows: int) -> float:
         """`at` for a single number of tokens."""
-        seconds = _interpolated(_padded(tokens, self.sizes), *self._line(self.base)) + (rows - 1) * self.row
-        if context and any(self.slope):
-            seconds += context * _interpolated(tokens / rows, *self._line(self.slope))
-        return seconds
+        seconds = self._value(self.base, _padded(tokens, self.sizes)) + (rows - 1) * self.row
+        return seconds + context * self._value(self.slope, tokens / rows) if context else seconds
 
     def _all_padded(self, tokens: Array) -> Array:
         if not self.sizes:
@@ -146,6 +144,22 @@ class _Curve:
         single = len(found) == 1
         rise = found[-1] * LEARNED_SLOPE if single else (found[-1] - found[-2]) / (nodes[-2] - nodes[-3])
         return nodes, [*found, found[-1] + rise * (FAR - nodes[-2])]
+
+    def _value(self, values: Sequence[float], tokens: float) -> float:
+        """`np.interp` over `_line` for one number: what lies behind it is not looked at."""
+        nodes, tokens = self.tokens, min(tokens, FAR)
+        place = bisect_left(nodes, tokens)
+        if place == 0 or (place < len(nodes) and nodes[place] == tokens) or len(nodes) == 1:
+            known: float = self._node(values, min(place, len(nodes) - 1))
+            return known * (1 + LEARNED_SLOPE * max(0.0, tokens - nodes[0])) if place == len(nodes) else known
+        place = min(place, len(nodes) - 1)  # beyond the last one on the line through the last two
+        low, high = self._node(values, place - 1), self._node(values, place)
+        return low + (high - low) * (tokens - nodes[place - 1]) / (nodes[place] - nodes[place - 1])
+
+    def _node(self, values: Sequence[float], place: int) -> float:
+        """The entry of `corrected`."""
+        found: float = max(map(mul, values[: place + 1], self.factor))
+        return found
 
     def correct(self, tokens: int, error: float, of_rows: float = 0.0) -> bool:
         """Moves the nodes near `tokens` by a clipped log error; tells whether a node moved materially.
@@ -179,15 +193,6 @@ def _nearness(tokens: float, nodes: tuple[float, ...], padded: bool) -> tuple[tu
     every = enumerate((COMMON * 2 ** (-COMMON_FALL * way) + (1 - COMMON) * 2 ** (-OWN_FALL * way)) if padded
                       else 2 ** (-FALL * way) for way in ways)  # fmt: skip
     return tuple((i, near) for i, near in every if near >= LEAST_NEAR)
-
-
-def _interpolated(x: float, nodes: Sequence[float], values: Sequence[float]) -> float:
-    """np.interp for one number."""
-    i = bisect_right(nodes, x)
-    if i == 0 or i == len(nodes):
-        return values[min(i, len(nodes) - 1)]
-    share = (x - nodes[i - 1]) / (nodes[i] - nodes[i - 1])
-    return values[i - 1] + share * (values[i] - values[i - 1])
 
 
 class LatencyModel:

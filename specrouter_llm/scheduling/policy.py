@@ -82,7 +82,7 @@ class StepObservation:
     forwards: tuple[Forward, ...]
     """In the order in which they ran."""
     seconds: float
-    """Duration of the whole step."""
+    """Duration of the whole step, and of what the engine had to do between the one before and this one."""
 
 
 class Policy(Protocol):

@@ -36,6 +36,7 @@ class Prober:
         self._balance = 0.0
         self._pauses: dict[tuple[str, ...], _Pause] = {}
         self._next_look = 0
+        self._last_look = -LOOK_LATER
         self._spent = 0.0
         self._eager_until = 0
         self.probes = 0
@@ -65,10 +66,11 @@ class Prober:
         return step >= self._next_look and (self._balance > 0 or self.eager(step))
 
     def look_now(self, step: int) -> None:
-        """A row has come: its models have little to catch up with, probes are cheap."""
-        self._next_look = min(self._next_look, step)
+        """A row has come: its models have little to catch up with, probes are cheap. Where rows are short, not every time."""
+        self._next_look = min(self._next_look, max(step, self._last_look + LOOK_LATER))
 
     def looked(self, found: bool, step: int) -> None:
+        self._last_look = step
         pause = LOOK_CHANGED if self.eager(step) else LOOK if found else LOOK_LATER
         self._next_look = step + pause
 

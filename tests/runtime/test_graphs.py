@@ -33,7 +33,7 @@ from specrouter_llm.runtime.runner import EagerRunner
 from specrouter_llm.runtime.select import make_runner
 from specrouter_llm.sampling.choice import BROKEN, pick
 from specrouter_llm.sampling.noise import row_keys
-from specrouter_llm.sampling.row import Warp
+from specrouter_llm.sampling.row import GREEDY, Warp
 
 SHAPE = {
     "vocab_size": 40,
@@ -166,6 +166,22 @@ def test_a_bucket_is_recorded_once_and_the_oldest_makes_room(monkeypatch):
     assert step(8) == 3  # in place of 4, which was used before 1
     assert step(1) == 3
     assert step(4) == 4
+
+
+def test_what_decoding_launches_is_recorded_before_the_first_request():
+    """Steps of one row and of small batches, and loops of a model that proposes, find their graphs."""
+    capture = Recorder()
+    runner = graph_runner(tiny(), capture=capture)
+    runner.record(loops=True)
+    recorded = capture.recorded
+    for slot, start, fed in [(0, 0, 1), (1, 7, 3), (2, 400, 17), (0, 60, 64)]:
+        runner.forward([Span(slot, start, [1] * fed, fed)])
+    for fed, count in [(1, 4), (2, 7), (4, 16)]:
+        assert runner.loop([Span(1, 5, [1] * fed, 1)], count, GREEDY, [[]]).shape == (1, count)
+    assert capture.recorded == recorded
+    alone = graph_runner(tiny(), capture=Recorder())
+    alone.record(loops=False)
+    assert not alone._loops._known
 
 
 def test_results_outlive_the_next_step():
