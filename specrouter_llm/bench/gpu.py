@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from specrouter_llm.bench.strict import STRICT
 SPECROUTER = (sys.executable, "-m", "specrouter_llm.cli")
 PYTEST = (sys.executable, "-m", "pytest", "-o", "addopts=--import-mode=importlib")
 """Not strict about settings of plugins that the machine may not have."""
+WORKERS = "8"
+"""Processes of the tests, where pytest-xdist is there: most of their time is compiling kernels."""
 DONE, FAILED, NOT_RUN = "done", "failed", "not run"
 _ERROR_LINES = 40
 _CONTEXT = 512
@@ -70,7 +73,7 @@ def parts(
     batches: Sequence[int] = (),
     tests: Path | None = None,
 ) -> list[Part]:
-    """The parts of a run, the short ones first; `size` None leaves the family as it is."""
+    """The parts of a run, the short ones first, the tests last; `size` None leaves the family as it is."""
     family = _options(widen=size, device=device, dtype=dtype)
     length = _options(limit=limit, max_tokens=max_tokens)
     contest = (*family, *length, *_options(workload=workload))
@@ -84,9 +87,12 @@ def parts(
             *(word for batch in batches for word in ("--batch", str(batch))),
         ),
     }
-    found = [Part("tests", (*PYTEST, "-q", "-m", "gpu", str(tests)))] if tests else []
-    for name, command in commands.items():
-        found.append(Part(name, (*SPECROUTER, *command, "--out", str(folder / f"{name}.json"))))
+    found = [
+        Part(name, (*SPECROUTER, *command, "--out", str(folder / f"{name}.json"))) for name, command in commands.items()
+    ]
+    if tests:
+        spread = ("-n", WORKERS) if find_spec("xdist") else ()
+        found.append(Part("tests", (*PYTEST, "-q", *spread, "-m", "gpu", str(tests))))
     return found
 
 

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TypeVar
 
 import torch
@@ -240,13 +241,13 @@ class Worker:
         """Each row's plan for this step: no drafting before the first token, no level that still lags too far."""
         rows = [_row(sample) for sample in ready]
         views = [RowView(r.row_id, len(r.token_ids), r.remaining, r.sampler.params.temperature) for r in rows]
-        started = time.perf_counter()
+        started = perf_counter()
         try:
             plans = self._router.plans(views, [sample.request.plan for sample in ready])
         except BaseException:  # a third party's policy
             logger.exception("the policy failed; this step decodes plainly")
             plans = [self._router.target_only] * len(rows)
-        self._between += time.perf_counter() - started
+        self._between += perf_counter() - started
         return [
             catch_up.trimmed(plan, row) if sample.started else self._router.target_only
             for sample, row, plan in zip(ready, rows, plans, strict=True)
@@ -254,7 +255,7 @@ class Worker:
 
     def _step(self, ready: Sequence[Sample], plans: Sequence[Plan]) -> None:
         result = self._executor.step([_row(sample) for sample in ready], plans, self._router.reconsider)
-        done = time.perf_counter()
+        done = perf_counter()
         self._num_steps += 1
         observations = []
         for sample, outcome in zip(ready, result.outcomes, strict=True):
@@ -267,7 +268,7 @@ class Worker:
             self._router.observe(StepObservation(tuple(observations), result.forwards, seconds))
         except BaseException:  # a third party's policy
             logger.exception("the policy could not learn from a step")
-        self._between = time.perf_counter() - done
+        self._between = perf_counter() - done
         for sample in ready:  # only now: whoever has the result may count on the policy having seen all of it
             if sample.finish_reason is not None and sample in self._running:
                 self._retire(sample)
