@@ -87,6 +87,12 @@ class Counts:
         for table in (self.hits, self.total, self._short_hits, self._short_total):
             table[idle] *= factor
 
+    def shorten(self, cell: tuple[int, int]) -> None:
+        """Leaves a cell's rate as it is, but worth no more than what is left after a change."""
+        scale = min(1.0, AFTER_CHANGE / max(float(self.total[cell]), AFTER_CHANGE))
+        for table in (self.hits, self.total, self._short_hits, self._short_total):
+            table[cell] *= scale
+
     def discount(self, factor: float, spared: float) -> npt.NDArray[np.bool_]:
         """Trusts cells not seen since step `spared` less: something has changed, and they may have too. Returns them."""
         stale = self.last < spared

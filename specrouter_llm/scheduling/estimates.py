@@ -10,9 +10,8 @@ import numpy as np
 
 from specrouter_llm.scheduling.counts import Array
 from specrouter_llm.scheduling.latency import LatencyModel
-from specrouter_llm.scheduling.similarity import Acceptance
+from specrouter_llm.scheduling.similarity import MAX_WINDOW, Acceptance
 
-MAX_WINDOW = 16
 _ODD = 2.0 * np.arange(MAX_WINDOW) + 1
 """E[n^2] = sum over k of (2 k - 1) P(n >= k)."""
 _QUANTILES = (-1.28, -0.52, 0.0, 0.52, 1.28)

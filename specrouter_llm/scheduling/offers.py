@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from specrouter_llm.scheduling.counts import Array
-from specrouter_llm.scheduling.estimates import MAX_WINDOW, Estimates
+from specrouter_llm.scheduling.estimates import Estimates
+from specrouter_llm.scheduling.similarity import MAX_WINDOW
 
 Ints = npt.NDArray[np.int64]
 
@@ -103,7 +104,7 @@ class Offers:
 def all_offers(estimates: Estimates) -> Offers:
     """The table: the best offers of every level, model-free ones first, then model by model from the smallest."""
     parts = [lookup_offers(level, estimates) for level in range(estimates.num_lookups)]
-    powers = estimates.acceptance.pairs[:, :, None] ** PLACES
+    powers = estimates.acceptance.pair_survival
     middle = _middle_levels(estimates, powers[:, -1])
     for level in range(estimates.num_lookups, len(estimates.lower)):
         curve = estimates.costs.curves[level]
@@ -121,7 +122,8 @@ def all_offers(estimates: Estimates) -> Offers:
 
 def _middle_levels(estimates: Estimates, powers: Array) -> npt.NDArray[np.bool_]:
     """[L] whether a level can pay as a verifier: even if its drafts were free and all the target accepts came at once,
-    a step would take V_i(1) + V_T(1) for 1 / (1 - alpha) tokens; that must beat the best draft by one model alone."""
+    a step would take V_i(1) + V_T(1) for the mean of what is accepted and one more; that must beat the best draft by one
+    model alone."""
     rows = estimates.num_rows
     first = estimates.costs.curves[:, 0, 1]
     fed = estimates.target_seconds(rows * (1 + PLACES).astype(np.float64))
@@ -129,7 +131,8 @@ def _middle_levels(estimates: Estimates, powers: Array) -> npt.NDArray[np.bool_]
     drafted = (estimates.overhead + PLACES * estimates.costs.drafting[:, :1] + fed) / tokens
     drafted = drafted[estimates.num_lookups :]
     best = min(float(drafted.min()) if drafted.size else np.inf, estimates.plain_seconds / rows)
-    floor = (first + estimates.plain_seconds) * (1.0 - powers[:, 0]) / rows
+    following = powers[:, 1] / powers[:, 0]
+    floor = (first + estimates.plain_seconds) / (1.0 + powers[:, 0] / (1.0 - following)) / rows
     useful: npt.NDArray[np.bool_] = floor < best
     return useful
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from specrouter_llm.scheduling.counts import Array
-from specrouter_llm.scheduling.estimates import MAX_WINDOW, Estimates, Fed
+from specrouter_llm.scheduling.estimates import Estimates, Fed
 from specrouter_llm.scheduling.offers import PLACES, round_of, rounds_of
 from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.scheduling.similarity import MAX_WINDOW
 
 
 def price(plans: Sequence[Plan], estimates: Estimates) -> tuple[float, float]:
@@ -17,6 +18,7 @@ def price(plans: Sequence[Plan], estimates: Estimates) -> tuple[float, float]:
     rows = estimates.num_rows
     tokens, seconds = float(rows), estimates.overhead
     reach: Array = np.zeros((rows, MAX_WINDOW))
+    accepted = estimates.acceptance.target_survival
     groups: dict[Plan, list[int]] = {}
     for row, plan in enumerate(plans):
         if plan.below is not None:
@@ -31,7 +33,7 @@ def price(plans: Sequence[Plan], estimates: Estimates) -> tuple[float, float]:
         gained = 0.0
         for row in members:
             reach[row] = survival * (plans[row].window >= PLACES)
-            gained += float(reach[row] @ estimates.acceptance.target[row, numbers[-1]] ** PLACES)
+            gained += float(reach[row] @ accepted[row, numbers[-1]])
         catch_up = float(estimates.catch_up[numbers].sum()) * len(members) / rows
         tokens += gained
         seconds += float(cost[1] + share * (cost[0] - cost[1])) + catch_up * tokens
@@ -67,7 +69,7 @@ def _offer(
             cost, survival = drafted * estimates.costs.drafting[number], (drafted >= PLACES).astype(np.float64)
         else:
             column = number - estimates.num_lookups
-            powers = estimates.acceptance.pairs[numbers[position - 1], column] ** PLACES
+            powers = estimates.acceptance.pair_survival[numbers[position - 1], column]
             each, yields = round_of(cost[None], survival[None], powers[None], curve)
             seconds, reached = rounds_of(each, yields, np.array([below.rounds[position]]))
             cost, survival = seconds[0][0], reached[0][0]

@@ -70,7 +70,8 @@ class Prober:
         self._next_look = min(self._next_look, max(step, self._last_look + LOOK_LATER))
 
     def looked(self, found: bool, step: int) -> None:
-        self._last_look = step
+        if step >= self._next_look:  # told again while its decision stands
+            self._last_look = step
         pause = LOOK_CHANGED if self.eager(step) else LOOK if found else LOOK_LATER
         self._next_look = step + pause
 

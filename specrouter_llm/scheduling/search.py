@@ -87,7 +87,7 @@ class Search:
     def __init__(self, estimates: Estimates) -> None:
         self._estimates = estimates
         self._table = all_offers(estimates)
-        self._powers = estimates.acceptance.target[:, :, None] ** PLACES
+        self._survival = estimates.acceptance.target_survival
         self._ranked, self._price = self._rank()
         self._numbers = self._ranked[:CANDIDATES]
         self._offers = self._table.taken(self._numbers)
@@ -123,7 +123,7 @@ class Search:
         rows = estimates.num_rows
         if not len(table.level):
             return np.zeros(0, dtype=np.int64), np.zeros(0)
-        accepted = np.einsum("ok,rok->o", table.survival, self._powers[:, table.level])
+        accepted = np.einsum("ok,rok->o", table.survival, self._survival[:, table.level])
         tokens = rows + accepted
         seconds = (
             estimates.overhead
@@ -157,7 +157,7 @@ class Search:
         acceptance = self._estimates.acceptance
         offered = acceptance.hits[:, :, None] * acceptance.stays[:, :, None] ** (PLACES - 1)
         offered = np.where(self._estimates.blocked[:, :count, None] > 0, 0.0, offered)
-        accepted = np.cumsum(offered * self._powers[:, :count], axis=2)[:, :, LOOKUP_WINDOWS - 1].reshape(rows, -1)
+        accepted = np.cumsum(offered * self._survival[:, :count], axis=2)[:, :, LOOKUP_WINDOWS - 1].reshape(rows, -1)
         reach = (offered[:, :, None, :] * WITHIN).reshape(rows, -1, len(PLACES))
         return reach, accepted, np.repeat(self._estimates.costs.curves[:count, 1, 1], len(LOOKUP_WINDOWS))
 
@@ -197,7 +197,7 @@ class Search:
         if rows > 1 and width:
             extra = np.maximum(offers.seconds[:, 0] - offers.seconds[:, 1], 0.0) / (rows - 1)
             draft = extra / np.maximum(offers.survival.sum(axis=1), 1e-9)
-            value = offers.survival * (self._powers[:, offers.level] - theta * (self._slope + draft)[None, :, None])
+            value = offers.survival * (self._survival[:, offers.level] - theta * (self._slope + draft)[None, :, None])
             total = np.cumsum(value, axis=2)
             end = np.argmax(total, axis=2)
             reached = np.take_along_axis(total, end[:, :, None], axis=2)[:, :, 0]
@@ -221,7 +221,7 @@ class Search:
         accepted = np.repeat(aside.tokens[:, None], width + 1, axis=1)
         alone = taken == 0
         inside = np.where(taken[:, :width, None] >= PLACES, offers.survival, 0.0)
-        own = (inside * self._powers[:, offers.level]).sum(axis=2)
+        own = (inside * self._survival[:, offers.level]).sum(axis=2)
         reach[:, :width] = np.where(alone[:, :width, None], reach[:, :width], inside)
         accepted[:, :width] = np.where(alone[:, :width], accepted[:, :width], own)
         tokens = 1.0 * rows + accepted.sum(axis=0)

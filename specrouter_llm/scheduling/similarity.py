@@ -6,6 +6,10 @@ those before. Its prior is SimScore = 1 - E[TV] (SpecRouter, arXiv 2505.07680), 
 A verification of n tokens that accepts a < n of them has seen a successes and one failure; what came after the first
 mismatch was never put to the test. So the estimate is accepted / (accepted + first rejections). accepted / proposed is
 biased low: for alpha = 0.8 and windows of 8 it tends to 0.42.
+
+Text is easy in some places and hard in others, so a token after an accepted one is accepted more often than the first one
+of a proposal. Both are counted for each pair of the workload, and their distance from what they are together, its tilt, is
+put on every estimate: P(at least k accepted) = (alpha + tilt_1) (alpha + tilt_2)^(k - 1).
 """
 
 from __future__ import annotations
@@ -33,10 +37,16 @@ LOOKUP_STRENGTH = 8.0
 """Calls that the workload's hit rate is worth to a row: texts differ in what they repeat."""
 HIT_PRIOR, STAY_PRIOR = 0.5, 0.85
 """A model-free level proposes something half of the time, and goes on after each token with this chance."""
+TILT_MEMORY = Memory(long=400.0, short=100.0, idle=2000.0)
 WORKLOAD_MEMORY = Memory(long=2000.0, short=100.0, idle=2000.0)
 ROW_MEMORY = Memory(long=300.0, short=24.0, idle=150.0)
 FADE_EVERY = 16
 """Steps."""
+TILT_STRENGTH = 40.0
+"""Trials that no difference between the places of a proposal is worth."""
+LEAST_ALPHA = 0.005
+MAX_WINDOW = 16
+"""Tokens that a level offers at most."""
 IDLE_STEPS = 64
 """A level without trials during so many steps of a row is idle."""
 
@@ -67,10 +77,29 @@ class Acceptance:
     """[L, M] mean over the rows."""
     target: Array
     """[R, L] each row's alpha to the target."""
+    pair_tilts: Array
+    """[2, L, M] of the first token of a proposal, and of the others."""
+    target_tilts: Array
+    """[2, R, L]"""
     hits: Array
     """[R, P] chance that a model-free level proposes anything."""
     stays: Array
     """[R, P] chance that its proposal goes on after each token."""
+
+    @property
+    def pair_survival(self) -> Array:
+        """[L, M, MAX_WINDOW]: chance that the upper level accepts at least k = 1, 2, ... of the lower one's tokens."""
+        return _survival(self.pairs, self.pair_tilts)
+
+    @property
+    def target_survival(self) -> Array:
+        """[R, L, MAX_WINDOW]: the same of each row for the target."""
+        return _survival(self.target, self.target_tilts)
+
+
+def _survival(alpha: Array, tilts: Array) -> Array:
+    first, other = np.clip(alpha + tilts, LEAST_ALPHA, 1 - LEAST_ALPHA)
+    return np.asarray(first[..., None] * other[..., None] ** np.arange(MAX_WINDOW))
 
 
 class _Evidence:
@@ -79,6 +108,8 @@ class _Evidence:
     def __init__(self, num_lower: int, num_models: int, num_lookups: int, memory: Memory) -> None:
         self.matches = Counts((num_lower, num_models), memory)
         self.lookups = Counts((num_lookups, 2), memory)
+        self.places = tuple(Counts((num_lower, num_models), TILT_MEMORY) for _ in range(2))
+        """Matches of the first token of a proposal, and of others behind accepted ones."""
         self.strength = np.full((num_lower, num_models), ROW_STRENGTH)
         """Trials that the workload's estimate is worth to this row."""
         self.reported: Array | None = None
@@ -137,16 +168,19 @@ class Similarity:
         if step - self._faded >= FADE_EVERY:
             self._faded = step
             for evidence in (*self._workload.values(), *(row for _, row in self._rows.values())):
-                evidence.matches.fade(step)
-                evidence.lookups.fade(step)
+                for counts in (evidence.matches, evidence.lookups, *evidence.places):
+                    counts.fade(step)
         changed = False
         workload = self._shared(bucket)
         own = self._evidence(row_id, bucket)
+        self._count_places(workload, trials, step)
         for lower, upper, accepted, missed in (*_merged(trials), *self._against_target(scores)):
             if lower not in self._row_of or upper not in self._column_of:
                 continue
             cell = (self._row_of[lower], self._column_of[upper])
-            workload.matches.add(cell, accepted, missed, step)
+            if workload.matches.add(cell, accepted, missed, step):
+                for counts in workload.places:
+                    counts.shorten(cell)
             if own.matches.add(cell, accepted, missed, step, self._alpha(cell, bucket, own)):
                 changed = True
                 own.strength[cell] = OWN_STRENGTH
@@ -155,6 +189,16 @@ class Similarity:
                 self.moved = abs(self._alpha(cell, bucket, own) - before) > 0.1 * (1 - before) + 0.005
         self.moved |= changed
         return changed
+
+    def _count_places(self, workload: _Evidence, trials: Sequence[Trial], step: int) -> None:
+        for trial in trials:
+            if trial.proposed < 1 or trial.lower not in self._row_of or trial.upper not in self._column_of:
+                continue
+            cell = (self._row_of[trial.lower], self._column_of[trial.upper])
+            first, others = workload.places
+            first.add(cell, min(trial.accepted, 1), not trial.accepted, step)
+            if trial.accepted and trial.proposed > 1:
+                others.add(cell, trial.accepted - 1, trial.accepted < trial.proposed, step)
 
     def observe_lookup(
         self, row_id: int, bucket: int, name: str, lengths: Sequence[int], misses: int, ends: int, step: int
@@ -237,21 +281,38 @@ class Similarity:
 
         Without optimism the estimates count as read: `moved` starts anew.
         """
-        pairs, target, hits, stays = [], [], [], []
+        pairs, tilts, hits, stays = [], [], [], []
         for row_id, bucket in rows:
             own = self._evidence(row_id, bucket)
             alpha = self._table(bucket, own, optimism)
             if not optimism:
                 own.reported = alpha
             pairs.append(alpha)
-            target.append(alpha[:, -1])
+            tilts.append(self._tilts(bucket))
             length = self._lookup_table(bucket, own)
             hits.append(length[:, 0])
             stays.append(length[:, 1])
         if not optimism:
             self.moved = False
-        mean = pairs[0] if len(pairs) == 1 else np.mean(pairs, axis=0)
-        return Acceptance(mean, np.array(target), np.array(hits), np.array(stays))
+        every, every_tilt = np.array(pairs), np.array(tilts)
+        return Acceptance(
+            pairs=every.mean(axis=0),
+            target=every[:, :, -1],
+            pair_tilts=every_tilt.mean(axis=0),
+            target_tilts=every_tilt[:, :, :, -1].swapaxes(0, 1),
+            hits=np.array(hits),
+            stays=np.array(stays),
+        )
+
+    def _tilts(self, bucket: int) -> Array:
+        """[2, L, M]: how far the first token of a proposal, and the others, are from all of them, shrunk towards 0."""
+        workload = self._workload.get(bucket)
+        if workload is None:
+            return np.zeros((2, len(self.lower), len(self.models)))
+        hits, total = (np.array([getattr(counts, name) for counts in workload.places]) for name in ("hits", "total"))
+        together = workload.matches.hits / np.maximum(workload.matches.total, 1e-9)
+        tilts: Array = (hits - total * together) / (total + TILT_STRENGTH)
+        return tilts
 
     def _table(self, bucket: int, own: _Evidence, optimism: float) -> Array:
         """[L, M] shrunk estimates: the row towards the workload towards the prior."""
@@ -267,7 +328,7 @@ class Similarity:
             rate = np.clip(mean, 0.1, 0.9)
             weight = counts.total + np.minimum(known, SHARED_WEIGHT * own.strength)
             mean = mean + optimism * np.sqrt(rate * (1 - rate) / (weight + 1))
-        clipped: Array = np.clip(mean, 0.005, 0.995)
+        clipped: Array = np.clip(mean, LEAST_ALPHA, 1 - LEAST_ALPHA)
         return clipped
 
     def _lookup_table(self, bucket: int, own: _Evidence) -> Array:

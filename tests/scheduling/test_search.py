@@ -8,13 +8,18 @@ import pytest
 
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.adaptive import AdaptivePolicy
-from specrouter_llm.scheduling.estimates import MAX_WINDOW, Costs, Estimates
+from specrouter_llm.scheduling.estimates import Costs, Estimates
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import RowView
 from specrouter_llm.scheduling.pricing import price
 from specrouter_llm.scheduling.search import Search
-from specrouter_llm.scheduling.similarity import Acceptance
+from specrouter_llm.scheduling.similarity import MAX_WINDOW, Acceptance
 from specrouter_llm.scheduling.sweep import best_static, calibration, pace, random_pool, requests, static_plans
+
+
+def accepting(pairs, target, hits, stays):
+    """Acceptance that is the same at all places of a proposal."""
+    return Acceptance(pairs, target, np.zeros((2, *pairs.shape)), np.zeros((2, *target.shape)), hits, stays)
 
 
 def estimates(rng, size, rows=1):
@@ -30,7 +35,7 @@ def estimates(rng, size, rows=1):
     empty = np.zeros((rows, 0))
     costs = Costs(curves, curves[:, :, 1], 0.05 * (1 + 0.02 * (total - 1)) * (total > 0))
     return Estimates(
-        lower, 0, "t", rows, Acceptance(pairs, target, empty, empty), costs,
+        lower, 0, "t", rows, accepting(pairs, target, empty, empty), costs,
         0.001, np.zeros(size - 1), np.zeros((rows, size - 1)),
     )  # fmt: skip
 
@@ -145,7 +150,7 @@ def test_drafting_and_verifying_have_prices_of_their_own():
     def best(drafting):
         costs = Costs(curves, np.array([[np.inf] * 2, [drafting] * 2]), seen.costs.target)
         found = Estimates(
-            ("lookup", "m"), 1, "t", 1, Acceptance(pairs, target, hits, stays), costs,
+            ("lookup", "m"), 1, "t", 1, accepting(pairs, target, hits, stays), costs,
             0.0, np.zeros(2), np.zeros((1, 2)),
         )  # fmt: skip
         choice = Search(found).choice()

@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 
 from specrouter_llm.scheduling.policy import Trial
@@ -84,3 +85,28 @@ def test_lookups_are_counted_by_hits_and_lengths():
 @pytest.mark.parametrize(("temperature", "bucket"), [(0.0, 0), (0.3, 1), (0.5, 1), (0.7, 2), (1.0, 2), (1.3, 3)])
 def test_regimes(temperature, bucket):
     assert regime(temperature) == bucket
+
+
+@pytest.mark.parametrize(("first", "other"), [(0.6, 0.9), (0.8, 0.8), (0.9, 0.7)])
+def test_a_token_behind_an_accepted_one_has_a_rate_of_its_own(first, other):
+    """The chance of long runs is that of their tokens, not a power of the mean."""
+    rng, similarity, seen = random.Random(4), Similarity(["a", "t"]), []
+    for step in range(3000):
+        head = rng.random() < first
+        rest = trial(rng, other, 7).accepted if head else 0
+        similarity.observe(0, 0, [Trial("a", "t", 8, head + rest)], step)
+        if step >= 500 and step % 10 == 0:
+            found = similarity.acceptance([(0, 0)])
+            seen.append([found.target_survival[0, 0], found.pair_survival[0, -1]])
+    for survival in np.mean(seen, axis=0):
+        for k in (1, 2, 4, 8):
+            assert survival[k - 1] == pytest.approx(first * other ** (k - 1), abs=0.04)
+
+
+def test_a_few_trials_tilt_nothing():
+    """Places are told apart only as far as there is evidence for it."""
+    similarity = Similarity(["a", "t"], prior={("a", "t"): 0.7})
+    similarity.observe(0, 0, [Trial("a", "t", 4, 0), Trial("a", "t", 4, 4)], 0)
+    found = similarity.acceptance([(0, 0)])
+    assert abs(found.target_tilts).max() < 0.02
+    assert 0 < found.target_survival.min() <= found.target_survival.max() < 1
