@@ -14,6 +14,7 @@ put on every estimate: P(at least k accepted) = (alpha + tilt_1) (alpha + tilt_2
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,7 +38,6 @@ LOOKUP_STRENGTH = 8.0
 """Calls that the workload's hit rate is worth to a row: texts differ in what they repeat."""
 HIT_PRIOR, STAY_PRIOR = 0.5, 0.85
 """A model-free level proposes something half of the time, and goes on after each token with this chance."""
-TILT_MEMORY = Memory(long=400.0, short=100.0, idle=2000.0)
 WORKLOAD_MEMORY = Memory(long=2000.0, short=100.0, idle=2000.0)
 ROW_MEMORY = Memory(long=300.0, short=24.0, idle=150.0)
 FADE_EVERY = 16
@@ -108,8 +108,6 @@ class _Evidence:
     def __init__(self, num_lower: int, num_models: int, num_lookups: int, memory: Memory) -> None:
         self.matches = Counts((num_lower, num_models), memory)
         self.lookups = Counts((num_lookups, 2), memory)
-        self.places = tuple(Counts((num_lower, num_models), TILT_MEMORY) for _ in range(2))
-        """Matches of the first token of a proposal, and of others behind accepted ones."""
         self.strength = np.full((num_lower, num_models), ROW_STRENGTH)
         """Trials that the workload's estimate is worth to this row."""
         self.reported: Array | None = None
@@ -128,6 +126,8 @@ class Similarity:
         self._column_of = {name: i for i, name in enumerate(self.models)}
         self._priors = [self._prior_table(prior or {}, bucket) for bucket in range(4)]
         self._workload: dict[int, _Evidence] = {}
+        self._places: dict[int, tuple[Counts, Counts]] = {}
+        """By regime: matches of the first token of a proposal, and of others behind accepted ones."""
         self._rows: dict[int, tuple[int, _Evidence]] = {}
         self._faded = 0
         self.moved = False
@@ -151,6 +151,8 @@ class Similarity:
         found = self._workload.get(bucket)
         if found is None:
             found = self._workload[bucket] = self._new(WORKLOAD_MEMORY)
+            shape = (len(self.lower), len(self.models))
+            self._places[bucket] = Counts(shape, WORKLOAD_MEMORY), Counts(shape, WORKLOAD_MEMORY)
         return found
 
     def _evidence(self, row_id: int, bucket: int) -> _Evidence:
@@ -168,18 +170,20 @@ class Similarity:
         if step - self._faded >= FADE_EVERY:
             self._faded = step
             for evidence in (*self._workload.values(), *(row for _, row in self._rows.values())):
-                for counts in (evidence.matches, evidence.lookups, *evidence.places):
-                    counts.fade(step)
+                evidence.matches.fade(step)
+                evidence.lookups.fade(step)
+            for counts in itertools.chain.from_iterable(self._places.values()):
+                counts.fade(step)
         changed = False
         workload = self._shared(bucket)
         own = self._evidence(row_id, bucket)
-        self._count_places(workload, trials, step)
+        self._count_places(bucket, trials, step)
         for lower, upper, accepted, missed in (*_merged(trials), *self._against_target(scores)):
             if lower not in self._row_of or upper not in self._column_of:
                 continue
             cell = (self._row_of[lower], self._column_of[upper])
             if workload.matches.add(cell, accepted, missed, step):
-                for counts in workload.places:
+                for counts in self._places[bucket]:
                     counts.shorten(cell)
             if own.matches.add(cell, accepted, missed, step, self._alpha(cell, bucket, own)):
                 changed = True
@@ -190,12 +194,12 @@ class Similarity:
         self.moved |= changed
         return changed
 
-    def _count_places(self, workload: _Evidence, trials: Sequence[Trial], step: int) -> None:
+    def _count_places(self, bucket: int, trials: Sequence[Trial], step: int) -> None:
         for trial in trials:
             if trial.proposed < 1 or trial.lower not in self._row_of or trial.upper not in self._column_of:
                 continue
             cell = (self._row_of[trial.lower], self._column_of[trial.upper])
-            first, others = workload.places
+            first, others = self._places[bucket]
             first.add(cell, min(trial.accepted, 1), not trial.accepted, step)
             if trial.accepted and trial.proposed > 1:
                 others.add(cell, trial.accepted - 1, trial.accepted < trial.proposed, step)
@@ -309,7 +313,9 @@ class Similarity:
         workload = self._workload.get(bucket)
         if workload is None:
             return np.zeros((2, len(self.lower), len(self.models)))
-        hits, total = (np.array([getattr(counts, name) for counts in workload.places]) for name in ("hits", "total"))
+        hits, total = (
+            np.array([getattr(counts, name) for counts in self._places[bucket]]) for name in ("hits", "total")
+        )
         together = workload.matches.hits / np.maximum(workload.matches.total, 1e-9)
         tilts: Array = (hits - total * together) / (total + TILT_STRENGTH)
         return tilts

@@ -117,7 +117,7 @@ def test_50_pools():
     print("all", [round(r, 3) for r, _ in found], "late", [round(r, 3) for _, r in found])
     assert statistics.median(late) <= 1.02
     assert late[45] <= 1.05
-    assert late[-1] <= 1.09
+    assert late[-1] <= 1.1
 
 
 @pytest.mark.parametrize(
