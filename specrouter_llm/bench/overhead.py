@@ -65,7 +65,7 @@ class Stopwatch:
     current: Times = field(default_factory=Times)
 
     def next(self, step: StepObservation) -> None:
-        self.current.step = step.seconds
+        self.current.step = step.seconds - step.between
         self.current.forwards = sum(forward.seconds for forward in step.forwards)
         self.steps.append(self.current)
         self.current = Times()

@@ -37,6 +37,8 @@ ROWS = 4
 _ROWS_SHARE = 0.25
 """What that comparison may take, as a part of the time for everything else and on top of it."""
 
+_IN_ORDER = (1, 8, 64, 4, 16, 2, 32)
+"""GRID, the ends of the range first."""
 _LOOPED = 4
 """Tokens of a loop that is timed."""
 
@@ -200,37 +202,49 @@ def measure(
     by the models; whoever is slow gets fewer points, but at least the first. Runs in slot 0, which must be free: what it
     writes there lies behind the mask.
     """
-    samples: dict[str, Samples] = {}
+    forwards: dict[str, Samples] = {}
     loops: dict[str, Samples] = {}
-    *drafters, _ = runners
+    deadline = time.perf_counter() + seconds
     with tqdm(runners.items(), desc="Calibrating", unit="model", disable=not progress, leave=False) as bar:
-        for name, runner in bar:
+        for done, (name, runner) in enumerate(bar):
             bar.set_postfix_str(name)
-            samples[name] = _measure_one(runner, _forward, GRID, seconds / len(runners), repeats)
-            if name in drafters and isinstance(runner, LoopingRunner) and _can_loop(runner):
-                loops[name] = _measure_one(runner, _loop, (1,), seconds / len(runners), repeats)
-    return Measured(samples, loops)
+            share = (deadline - time.perf_counter()) / (len(runners) - done)
+            forwards[name] = _measure_one(runner, _forward, _sizes(runner), share, repeats)
+            if done < len(runners) - 1 and isinstance(runner, LoopingRunner) and _can_loop(runner):
+                loops[name] = _measure_one(runner, _loop, (1,), share, repeats)
+    return Measured(forwards, loops)
 
 
-def _measure_one(runner: Runner, clock: Clock, grid: Sequence[int], budget: float, repeats: int) -> Samples:
+def _sizes(runner: Runner) -> list[int]:
+    """Numbers of tokens to measure, those first that matter most: what lies between them is interpolated.
+
+    Where a runner pads, costs may jump from size to size, so every size is one.
+    """
+    first = [next((size for size in runner.token_sizes if size >= tokens), tokens) for tokens in _IN_ORDER]
+    return list(dict.fromkeys([*first, *(size for size in runner.token_sizes if size <= GRID[-1])]))
+
+
+def _measure_one(runner: Runner, clock: Clock, sizes: Sequence[int], budget: float, repeats: int) -> Samples:
+    """Everything once before anything twice; the rise with the context at the powers of two only."""
     deadline = time.perf_counter() + budget
-    contexts = sorted({min(context, max(0, runner.context_length - GRID[-1])) for context in _CONTEXTS})
-    points = [(tokens, context) for context in contexts for tokens in grid if context + tokens <= runner.context_length]
-    # Ends of the range first: if time runs out, what lies between is interpolated.
-    points.sort(key=lambda point: (_order(point[0]), point[1]))
-    samples: list[tuple[int, int, float]] = []
-    last = clock(runner, 1, 0)  # the first call allocates
-    for tokens, context in points:
-        if samples and time.perf_counter() + repeats * last > deadline:
-            break
-        times = sorted(clock(runner, tokens, context) for _ in range(repeats))
-        last = times[repeats // 2]
-        samples.append((tokens, context + tokens, last))
-    return sorted(samples)
-
-
-def _order(tokens: int) -> int:
-    return (1, 8, 64, 4, 16, 2, 32).index(tokens)
+    near, *far = sorted({min(context, max(0, runner.context_length - GRID[-1])) for context in _CONTEXTS})
+    points = [*((tokens, near) for tokens in sizes), *((n, context) for context in far for n in sizes if n in GRID)]
+    points = [(tokens, context) for tokens, context in points if context + tokens <= runner.context_length]
+    times: dict[tuple[int, int], list[float]] = {}
+    for context in (*far, near):
+        clock(runner, 1, context)
+    last = clock(runner, 1, near)  # the first calls have made room in the cache
+    for turn in range(repeats):
+        for point in points:
+            last = min(times[point]) if point in times else last
+            late = time.perf_counter() + last > deadline
+            if late and not turn and times:
+                break  # what comes is longer still, or matters less
+            if not late or not times:
+                last = clock(runner, *point)
+                times.setdefault(point, []).append(last)
+    # Of two the less: the first call of a kind may have had something to set up.
+    return sorted((n, context + n, sorted(taken)[(len(taken) - 1) // 2]) for (n, context), taken in times.items())
 
 
 def _row_ratio(runner: Runner, rows: int, repeats: int, budget: float) -> tuple[int, int, float]:

@@ -265,7 +265,7 @@ class Worker:
                 observations.append(self._deliver(sample, outcome, result))
         try:
             seconds = self._between + result.seconds
-            self._router.observe(StepObservation(tuple(observations), result.forwards, seconds))
+            self._router.observe(StepObservation(tuple(observations), result.forwards, seconds, self._between))
         except BaseException:  # a third party's policy
             logger.exception("the policy could not learn from a step")
         self._between = perf_counter() - done

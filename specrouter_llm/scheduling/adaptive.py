@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.counts import Array
+from specrouter_llm.scheduling.decision import Decision
 from specrouter_llm.scheduling.estimates import Costs, Estimates, context_bucket
 from specrouter_llm.scheduling.explanation import Explanation, Journal, Switch
 from specrouter_llm.scheduling.latency import LatencyModel
@@ -18,7 +19,7 @@ from specrouter_llm.scheduling.offers import MOST_LEVELS
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import Forward, Reasons, RowObservation, RowView, StepObservation
 from specrouter_llm.scheduling.pricing import best_draft, price
-from specrouter_llm.scheduling.probing import CHANGE_LOAN, FIRST_LOAN, PROBE_WINDOW, Prober
+from specrouter_llm.scheduling.probing import CHANGE_LOAN, FIRST_LOAN, PROBE_WINDOW, PlainTrials, Prober
 from specrouter_llm.scheduling.rows import RowBook
 from specrouter_llm.scheduling.search import Search, StepChoice
 from specrouter_llm.scheduling.similarity import Similarity, regime
@@ -45,26 +46,6 @@ SAME_CHAIN_GAIN, OTHER_CHAIN_GAIN = 0.003, 0.015
 PLAIN_GAIN = 0.03
 """Predicted gain over plain decoding below which rows are decoded plainly: the best of many estimates is too good to be true.
 Whoever drafts goes on until half of it is gone."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Decision:
-    """What `plan` decided; it comes into force in `observe`."""
-
-    key: tuple[int, ...]
-    plans: tuple[Plan, ...]
-    """To be run."""
-    standing: tuple[Plan, ...]
-    """The best known; differs from `plans` in a probe."""
-    predicted: float
-    """Seconds per token of the standing plans, all rows together."""
-    reason: str = ""
-    """Why the standing plans changed; empty if they did not."""
-    gain: float = 0.0
-    probed: int | None = None
-    """The place of the row that probes."""
-    looked: bool | None = None
-    """Whether a search for a probe found one; None if there was no such search."""
 
 
 class AdaptivePolicy:
@@ -102,14 +83,15 @@ class AdaptivePolicy:
         self._similarity = Similarity(models, proposers, prior)
         self._rows = RowBook()
         self._prober = Prober()
+        self._plain_trials = PlainTrials()
         self._journal = Journal()
         self._step = 0
         self._searched = 0
         self._stale = True
         self._lent = False
-        self._decision: _Decision | None = None
+        self._decision: Decision | None = None
         self._deferred = deferred
-        self._next: _Decision | None = None
+        self._next: Decision | None = None
         """Made by `reconsider`, for the next step."""
         self._reconsidered = False
         """Whether that took part of the running step."""
@@ -152,8 +134,8 @@ class AdaptivePolicy:
         committed = sum(row.committed for row in step.rows)
         if decision is not None and committed:
             self._settle(decision, step, committed)
-            if self._deferred and decision.probed is not None:  # it was one step's; the next may be decided later
-                self._decision = replace(decision, plans=decision.standing, probed=None)
+            if self._deferred and decision.tries:  # the next step may be decided later
+                self._decision = decision.settled()
         for row in step.rows:
             self._learn_row(row, planned.get(row.row_id))
         self._stale |= self._due() or self._prober.looks(self._step)
@@ -193,19 +175,19 @@ class AdaptivePolicy:
 
     # ---------------------------------------------------------------- deciding
 
-    def _decide(self, rows: Sequence[RowView], key: tuple[int, ...]) -> _Decision:
+    def _decide(self, rows: Sequence[RowView], key: tuple[int, ...]) -> Decision:
         for row_id in self._rows.expire(rows, self._step):
             self._similarity.forget(row_id)
             self._standing.pop(row_id, None)
         if not self._latency.knows(self._target):
             plain = (self._plain,) * len(rows)
-            return _Decision(key, plain, plain, math.nan, "the target's speed is not known yet")
+            return Decision(key, plain, plain, math.nan, "the target's speed is not known yet")
         if self._decision is None or self._decision.key != key or self._due():
             estimates = self._estimates(rows)
             standing = self._standing_decision(rows, key, estimates)
         else:
             estimates = self._estimates(rows)
-            standing = _Decision(key, self._decision.standing, self._decision.standing, self._decision.predicted)
+            standing = Decision(key, self._decision.standing, self._decision.standing, self._decision.predicted)
         return self._probe(rows, standing, estimates)
 
     def _due(self) -> bool:
@@ -227,7 +209,7 @@ class AdaptivePolicy:
         self._shaken = False
         return self._search.choice()
 
-    def _standing_decision(self, rows: Sequence[RowView], key: tuple[int, ...], estimates: Estimates) -> _Decision:
+    def _standing_decision(self, rows: Sequence[RowView], key: tuple[int, ...], estimates: Estimates) -> Decision:
         """The best plans by the estimates, or those that stand if they are as good within the noise."""
         everything = self._shaken or self._search is None or key != tuple(self._standing)
         choice = self._searched_choice(estimates, everything)
@@ -237,17 +219,17 @@ class AdaptivePolicy:
         before = [self._standing.get(row.row_id) for row in rows]
         held = tuple(plan for plan in before if plan is not None)
         if len(held) < len(rows):
-            return _Decision(key, choice.plans, choice.plans, choice.seconds_per_token, NEW_ROW)
+            return Decision(key, choice.plans, choice.plans, choice.seconds_per_token, NEW_ROW)
         if any(self._rows[row.row_id].blocked.intersection(plan.levels) for row, plan in zip(rows, held, strict=True)):
-            return _Decision(key, choice.plans, choice.plans, choice.seconds_per_token, "a level is out of use")
+            return Decision(key, choice.plans, choice.plans, choice.seconds_per_token, "a level is out of use")
         tokens, seconds = price(held, estimates)
         now = seconds / tokens
         gain = 1 - choice.seconds_per_token / now
         stays = held == plain or _pays(now, estimates, PLAIN_GAIN / 2)
         if stays and gain < self._least_gain(held, choice):
-            return _Decision(key, held, held, now)
+            return Decision(key, held, held, now)
         reason = "the batch has changed" if set(key) != set(self._standing) else "the estimates have moved"
-        return _Decision(key, choice.plans, choice.plans, choice.seconds_per_token, reason, gain)
+        return Decision(key, choice.plans, choice.plans, choice.seconds_per_token, reason, gain)
 
     @staticmethod
     def _least_gain(held: Sequence[Plan], choice: StepChoice) -> float:
@@ -312,7 +294,7 @@ class AdaptivePolicy:
 
     # ---------------------------------------------------------------- probing
 
-    def _probe(self, rows: Sequence[RowView], standing: _Decision, estimates: Estimates) -> _Decision:
+    def _probe(self, rows: Sequence[RowView], standing: Decision, estimates: Estimates) -> Decision:
         """The standing plans with one row on another chain, if one looks worth it at an optimistic estimate."""
         if not self._lent:
             worth = FIRST_LOAN * len(self._similarity.lower)
@@ -322,15 +304,17 @@ class AdaptivePolicy:
         place = self._step % len(rows)
         unknown = self._unknown(rows[place])
         if unknown is not None:
-            return self._probe_decision(standing, place, Plan.chain([unknown, self._target], [2]))
+            return standing.probing(place, Plan.chain([unknown, self._target], [2]))
+        if any(plan != self._plain for plan in standing.standing) and self._plain_trials.due(len(rows), self._step):
+            return standing.plain(self._plain)
         if not self._prober.looks(self._step):
             return standing
         chosen = self._promising(rows, standing, estimates, place)
         return replace(standing, looked=False) if chosen is None else replace(chosen, looked=True)
 
     def _promising(
-        self, rows: Sequence[RowView], standing: _Decision, estimates: Estimates, place: int
-    ) -> _Decision | None:
+        self, rows: Sequence[RowView], standing: Decision, estimates: Estimates, place: int
+    ) -> Decision | None:
         """The best chain for one row, at optimistic estimates, that beats the standing plans and that may be tried."""
         tokens, seconds = price(standing.standing, estimates)
         pace = seconds / tokens
@@ -353,20 +337,20 @@ class AdaptivePolicy:
     def _trial(
         self,
         rows: Sequence[RowView],
-        standing: _Decision,
+        standing: Decision,
         estimates: Estimates,
         place: int,
         plan: Plan,
         pace: float,
         hope: float,
-    ) -> _Decision | None:
+    ) -> Decision | None:
         """One row on another chain with small windows, if the budget allows; `hope` in seconds per token."""
         if plan.levels in (standing.standing[place].levels, self._plain.levels):
             return None
         if self._rows[rows[place].row_id].blocked.intersection(plan.levels):
             return None
         small = Plan.chain(plan.levels, [min(window, PROBE_WINDOW) for window in plan.windows])
-        decision = self._probe_decision(standing, place, small)
+        decision = standing.probing(place, small)
         tokens, seconds = price(decision.plans, estimates)
         regret = seconds - tokens * pace
         regret += sum(self._missing_seconds(level, rows[place : place + 1]) for level in plan.levels[:-1])
@@ -379,11 +363,6 @@ class AdaptivePolicy:
         waiting = (level for level in self._models[:-1] if not self._latency.knows(level) and level not in blocked)
         return next((level for level in waiting if self._step >= self._introduced.get(level, 0)), None)
 
-    @staticmethod
-    def _probe_decision(standing: _Decision, place: int, plan: Plan) -> _Decision:
-        plans = tuple(plan if i == place else other for i, other in enumerate(standing.standing))
-        return replace(standing, plans=plans, probed=place)
-
     # ---------------------------------------------------------------- learning
 
     def _learn_latency(self, step: StepObservation) -> None:
@@ -392,12 +371,14 @@ class AdaptivePolicy:
             spent += forward.seconds
             if forward.level in self._proposers:
                 forward = Forward(forward.level, forward.num_rows, forward.num_rows, 0, forward.seconds)
+            if forward.level == self._target and forward.num_tokens == forward.num_rows:
+                self._plain_trials.seen(forward.num_rows, self._step)
             if not (self._reconsidered and forward.level == self._target):  # the search may have been longer
                 self._latency.observe(forward)
         self._reconsidered = False
         self._latency.observe_overhead(step.seconds - spent)
 
-    def _settle(self, decision: _Decision, step: StepObservation, committed: int) -> None:
+    def _settle(self, decision: Decision, step: StepObservation, committed: int) -> None:
         """Journal, switches, and what a probe cost."""
         self._prober.earn(step.seconds)
         if decision.looked is not None:
@@ -410,10 +391,11 @@ class AdaptivePolicy:
         for row_id, plan in zip(decision.key, decision.standing, strict=True):
             self._rows.switched(row_id, self._standing.get(row_id, plan), plan, decision.reason, decision.gain)
         self._standing = dict(zip(decision.key, decision.standing, strict=True))
+        self._stale |= decision.tries
         if decision.probed is None:
-            self._journal.measured(step.seconds, committed)
+            if not decision.tries:
+                self._journal.measured(step.seconds, committed)
             return
-        self._stale = True
         levels = decision.plans[decision.probed].levels
         run = next((row for row in step.rows if row.row_id == decision.key[decision.probed]), None)
         if not self._latency.knows(levels[0]):

@@ -14,8 +14,8 @@ from specrouter_llm.scheduling.similarity import MAX_WINDOW, Acceptance
 
 _ODD = 2.0 * np.arange(MAX_WINDOW) + 1
 """E[n^2] = sum over k of (2 k - 1) P(n >= k)."""
-_QUANTILES = (-1.28, -0.52, 0.0, 0.52, 1.28)
-"""Of a normal distribution, at 10, 30, 50, 70 and 90 %: the sum over many rows is close to one."""
+_QUANTILES = np.array([-1.593, -0.967, -0.589, -0.282, 0.0, 0.282, 0.589, 0.967, 1.593])
+"""Of a normal distribution, at 1/18, 3/18, ... 17/18: the sum over many rows is close to one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +51,17 @@ class Costs:
         return cls(curves, drafting, latency.totals(target, rows * (MAX_WINDOW + 1), context, rows))
 
 
+@dataclass(frozen=True, slots=True)
 class Fed:
     """Tokens of the target's forward, all rows together, as a random number."""
 
-    def __init__(self, reach: Array) -> None:
-        """`reach` [R, ..., MAX_WINDOW]: the chance that a row feeds at least so many proposed tokens beside its own one."""
-        self.reach = reach
-        one = reach.sum(axis=-1)
-        self.mean = len(reach) + one.sum(axis=0)
-        self.variance = (reach @ _ODD - one**2).sum(axis=0)
+    reach: Array
+    """[R, ..., MAX_WINDOW]: the chance that a row feeds at least so many proposed tokens beside its own one."""
+
+    def moments(self) -> tuple[Array, Array]:
+        """Mean and variance."""
+        one = self.reach.sum(axis=-1)
+        return len(one) + one.sum(axis=0), (self.reach @ _ODD - one**2).sum(axis=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +93,11 @@ class Estimates:
     def expected_seconds(self, fed: Fed) -> Array:
         """[...] seconds of the target's forward over a random number of tokens: it may cost what no smooth function says."""
         if self.num_rows == 1:
-            return np.asarray(self.costs.target[1] + fed.reach[0] @ np.diff(self.costs.target[1:]))
-        spread = np.sqrt(np.maximum(fed.variance, 0.0))
-        return np.asarray(sum(self.target_seconds(fed.mean + place * spread) for place in _QUANTILES) / len(_QUANTILES))
+            target = self.costs.target
+            return np.asarray(target[1] + fed.reach[0] @ (target[2:] - target[1:-1]))
+        mean, variance = fed.moments()
+        spread = np.sqrt(np.maximum(variance, 0.0))
+        return np.asarray(self.target_seconds(mean[..., None] + spread[..., None] * _QUANTILES).mean(axis=-1))
 
     def without(self, levels: Sequence[int]) -> Estimates:
         """The same with some lower levels priced out."""

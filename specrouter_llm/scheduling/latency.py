@@ -2,10 +2,12 @@
 
 V(n, c) is taken as base(n) + slope(n) * c at context c: linear layers see n tokens, attention reads c positions. A batch
 of R rows over n tokens in all, c positions in all, costs base(n) + slope(n / R) * c + (R - 1) * row: each row attends for
-its own n / R tokens to its own context, and has a price of its own, for on a CPU attention runs row by row; batches correct
-that price too. Where a runner pads n to one of a few sizes, base is that of the size, and every size is corrected for itself: a
-ninth token may cost what twelve do, and a 41st half as much again as 40.
-A level that can draft several tokens without the host between them has a curve of its own for that.
+its own n / R tokens to its own context, and has a price of its own, for on a CPU attention runs row by row; plain steps of
+batches correct that price too (what a batch drafts says as much of its number of tokens).
+
+Where a runner pads n to one of a few sizes, base is that of the size, and every size is corrected for itself: a ninth token
+may cost what twelve do, and a 41st half as much again as 40. A level that can draft several tokens without the host between
+them has a curve of its own for that.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ LEARNED_SLOPE = 1 / 32
 """A level without measurements is taken to cost t * (1 + (n - 1) / 32) over n tokens until forwards tell."""
 RATE = 0.03
 """Weight of one forward in the moving average, once there are 1 / RATE of them near it."""
+FIRST = 4.0
+"""Forwards that the calibration of a number of tokens is worth; one for plain steps of batches, which it hardly measures."""
 PREFILL_TOKENS = 64
 """A forward that feeds a row more than this is a prefill, for that row: it says little about decoding and is ignored."""
 FALL = 1.5
@@ -47,6 +51,8 @@ LEAST_NEAR = 0.04
 """Nodes of which a forward says less than this are left alone."""
 MOVED = 0.04
 """A curve has moved materially once a node has drifted this far, in log units, since it was last read."""
+COUNTING = 0.5
+"""And only by forwards that are about it: what drifts along is not in use."""
 
 
 @dataclass(slots=True)
@@ -161,23 +167,24 @@ class _Curve:
         found: float = max(map(mul, values[: place + 1], self.factor))
         return found
 
-    def correct(self, tokens: int, error: float, of_rows: float = 0.0) -> bool:
+    def correct(self, tokens: int, error: float, of_rows: float = 0.0, first: float = FIRST) -> bool:
         """Moves the nodes near `tokens` by a clipped log error; tells whether a node moved materially.
 
-        The price of a row moves too: the share `of_rows` of the forward was put down to its rows.
+        The price of a row moves too: the share `of_rows` of the forward was put down to its rows. `first` is what the
+        calibration is worth, in forwards.
         """
         step = min(max(error, -3 * self.spread), 3 * self.spread)
         self.spread += 0.1 * (min(abs(error), 3.0) - self.spread)
         self.spread = max(self.spread, 0.01)
         if of_rows:
             self.row_count += of_rows
-            self.row *= math.exp(max(RATE, 1.0 / (4.0 + self.row_count)) * step)
+            self.row *= math.exp(max(RATE, 1.0 / (first + self.row_count)) * step)
         moved = False
         for i, near in _nearness(_padded(tokens, self.sizes), self.tokens, bool(self.sizes)):
             self.count[i] += near
-            self.shift[i] += near * max(RATE, 1.0 / (4.0 + self.count[i])) * step
+            self.shift[i] += near * max(RATE, 1.0 / (first + self.count[i])) * step
             self.factor[i] = math.exp(self.shift[i])
-            moved |= abs(self.shift[i] - self.settled[i]) > MOVED
+            moved |= near >= COUNTING and abs(self.shift[i] - self.settled[i]) > MOVED
         return moved
 
 
@@ -301,8 +308,9 @@ class LatencyModel:
             self.moved = True
             return
         predicted = curve.one(tokens, forward.context, forward.num_rows)
-        of_rows = (forward.num_rows - 1) * curve.row / predicted
-        if curve.correct(tokens, math.log(forward.seconds / predicted), of_rows):
+        plain = tokens == forward.num_rows > 1
+        of_rows = (forward.num_rows - 1) * curve.row / predicted if plain else 0.0
+        if curve.correct(tokens, math.log(forward.seconds / predicted), of_rows, first=1.0 if plain else FIRST):
             self.moved = True
 
     def observe_overhead(self, seconds: float) -> None:

@@ -82,7 +82,9 @@ class StepObservation:
     forwards: tuple[Forward, ...]
     """In the order in which they ran."""
     seconds: float
-    """Duration of the whole step, and of what the engine had to do between the one before and this one."""
+    """Duration of the step, `between` included."""
+    between: float = 0.0
+    """What choosing for it, and delivering and learning from the one before, took."""
 
 
 class Policy(Protocol):

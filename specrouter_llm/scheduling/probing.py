@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 SHARE = 0.01
@@ -21,6 +22,12 @@ FIRST_PAUSE, LONGEST_PAUSE = 4, 512
 """Steps until a chain whose probe failed is tried again; doubled by each failure."""
 LOOK, LOOK_LATER, LOOK_CHANGED = 8, 32, 4
 """Steps between two searches for something to probe: as a rule, after one that found nothing, and soon after a change."""
+
+
+PLAIN_STEPS, PLAIN_AGAIN = 3, 512
+"""Plain steps of a batch that are looked at before others are compared with what they cost, and steps until one more is."""
+PLAIN_RETRY = 4
+"""Steps until the next try where a prompt was taken in on the way."""
 
 
 @dataclass(slots=True)
@@ -101,3 +108,38 @@ class Prober:
         pause = self._pauses.setdefault(levels, _Pause())
         pause.length = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * pause.length))
         pause.until = step + pause.length
+
+
+@dataclass(slots=True)
+class _Seen:
+    count: int = 0
+    last: int = 0
+    next_try: int = 0
+
+
+class PlainTrials:
+    """Plain steps of batches. All plans are compared with them, and who drafts from the start never sees one: then what
+    they cost is a guess from one row and from other numbers of tokens."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, _Seen] = {}
+        """By number of rows, in half octaves."""
+
+    def due(self, rows: int, step: int) -> bool:
+        """Whether the next step should be plain to see what that costs; counts as a try."""
+        seen = self._of(rows)
+        if rows == 1 or step < seen.next_try:
+            return False
+        wanted = PLAIN_STEPS if step - seen.last < PLAIN_AGAIN or not seen.count else seen.count + 1
+        if seen.count >= wanted:
+            return False
+        seen.next_try = step + PLAIN_RETRY
+        return True
+
+    def seen(self, rows: int, step: int) -> None:
+        """There was one."""
+        seen = self._of(rows)
+        seen.count, seen.last, seen.next_try = min(seen.count + 1, PLAIN_STEPS), step, step
+
+    def _of(self, rows: int) -> _Seen:
+        return self._known.setdefault(round(2 * math.log2(rows)), _Seen())

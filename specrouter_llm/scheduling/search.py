@@ -148,9 +148,9 @@ class Search:
 
     # ---------------------------------------------------------------- each row for itself
 
-    def _lookups(self) -> tuple[Array, Array, Array] | None:
-        """[R, P * W, 16] chance of so many offered tokens of each model-free level with each window, [R, P * W] those
-        accepted, and [P * W] seconds."""
+    def _lookups(self) -> tuple[Array, Array, Array, Array] | None:
+        """[R, P * W, 16] chance of so many offered tokens of each model-free level with each window, [R, P * W] their mean
+        and that of those accepted, and [P * W] seconds."""
         count, rows = self._estimates.num_lookups, self._estimates.num_rows
         if not count:
             return None
@@ -159,15 +159,16 @@ class Search:
         offered = np.where(self._estimates.blocked[:, :count, None] > 0, 0.0, offered)
         accepted = np.cumsum(offered * self._survival[:, :count], axis=2)[:, :, LOOKUP_WINDOWS - 1].reshape(rows, -1)
         reach = (offered[:, :, None, :] * WITHIN).reshape(rows, -1, len(PLACES))
-        return reach, accepted, np.repeat(self._estimates.costs.curves[:count, 1, 1], len(LOOKUP_WINDOWS))
+        cost = np.repeat(self._estimates.costs.curves[:count, 1, 1], len(LOOKUP_WINDOWS))
+        return reach, reach.sum(axis=2), accepted, cost
 
     def _aside(self, theta: float) -> _Aside:
         rows = self._estimates.num_rows
         if self._lookup_offers is None:
             nothing = np.zeros(rows)
             return _Aside(nothing, np.full(rows, -1), nothing.astype(np.int64), nothing, np.zeros((rows, len(PLACES))))
-        reach, accepted, cost = self._lookup_offers
-        gains = accepted - theta * (self._slope * reach.sum(axis=2) + cost)
+        reach, offered, accepted, cost = self._lookup_offers
+        gains = accepted - theta * (self._slope * offered + cost)
         best = np.argmax(gains, axis=1)
         every = np.arange(rows)
         gain = gains[every, best]

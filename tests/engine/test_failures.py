@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 
 import pytest
 import torch
@@ -468,6 +469,40 @@ class FlakyPolicy:
         self.observed += len(step.rows)
         if self._in_observe:
             raise KeyError("nothing learnt")
+
+
+class ThinkingPolicy(FlakyPolicy):
+    """Thinks while the target runs, as far as it gets, and takes its time to plan."""
+
+    def __init__(self, plan, *, fails):
+        super().__init__(plan)
+        self._fails = fails
+        self.thoughts, self.steps = [], []
+
+    def plan(self, rows):
+        time.sleep(0.002)
+        return super().plan(rows)
+
+    def reconsider(self):
+        self.thoughts.append((self.plans, self.observed))
+        if self._fails:
+            raise OSError("no idea")
+
+    def observe(self, step):
+        super().observe(step)
+        self.steps.append(step)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_policy_thinks_while_the_target_runs(tools, plain, fails, caplog):
+    """Once a step, between its plan and what came of it; what it raises is nobody's failure. Planning is part of a step."""
+    policy = ThinkingPolicy(Plan.chain(["draft", "target"], [3]), fails=fails)
+    with caplog.at_level(logging.ERROR), tools.engine_of(tools.family(), max_batch=1, policy=policy) as engine:
+        check_healthy(engine.generate(PROMPTS, SAMPLED), plain["sampled"])
+    assert policy.thoughts == [(step + 1, step) for step in range(policy.plans)]
+    assert ({OSError} if fails else set()) == {record.exc_info[0] for record in caplog.records}
+    for step in policy.steps:
+        assert step.seconds >= 0.002 + sum(forward.seconds for forward in step.forwards)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from specrouter_llm.scheduling.adaptive import AdaptivePolicy
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import FixedPolicy, RowObservation, RowView, StepObservation
+from specrouter_llm.scheduling.probing import PLAIN_AGAIN, PLAIN_STEPS
 from specrouter_llm.scheduling.simulation import SimulatedModel, SimulatedPool, SimulatedRow, Simulator
 from specrouter_llm.scheduling.sweep import (
     best_static,
@@ -106,6 +107,28 @@ def test_nothing_is_searched_between_the_steps_of_the_same_rows(monkeypatch):
     Simulator(pool, requests(1, 4000), slots=1).run(running, 1500)
     assert len(searches) > 10
     assert sum(probe is not None for probe in probes) == policy.explain().probes > 0
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_a_plain_step_of_a_batch_costs_is_seen(late):
+    """A few steps when so many rows come together, and one now and then: all else is compared with that."""
+    pool = one_drafter(0.75)
+    policy = (WhileRunning if late else AdaptivePolicy)(list(pool.models), [], calibration(pool))
+    simulator, plain = Simulator(pool, requests(64, 300), slots=8), []
+
+    class Counting:
+        def plan(self, rows):
+            plans = policy.plan(rows)
+            plain.append((len(rows), all(plan == PLAIN for plan in plans)))
+            return plans
+
+        def observe(self, step):
+            policy.observe(step)
+
+    simulator.run(Counting(), 8000)
+    eights = [was for rows, was in plain if rows == 8]
+    assert PLAIN_STEPS <= sum(eights) <= PLAIN_STEPS + 1 + len(eights) // PLAIN_AGAIN
+    assert any(eights[:PLAIN_STEPS])
 
 
 @pytest.mark.slow

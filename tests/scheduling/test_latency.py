@@ -201,3 +201,16 @@ def test_a_batch_in_which_a_row_is_still_taken_in_says_nothing_about_decoding():
     for _ in range(20):
         model.observe(Forward("m", 32, 348, 3000, 3.0, longest=150))
     assert model.seconds("m", 32, 2000, 32) == before
+
+
+def test_plain_steps_of_a_batch_teach_what_rows_cost():
+    """What a batch drafts tells of its number of tokens; put down to rows, it would make plain decoding look dear."""
+    points, ratios = {"m": [(n, 64, 0.02 + 0.001 * n) for n in GRID]}, {"m": (4, 64, 1.2)}
+    drafted, plain = (LatencyModel.fit(points, 0.0, row_ratios=ratios) for _ in range(2))
+    before = drafted.seconds("m", 16, 1000, 16)
+    for _ in range(20):
+        drafted.observe(Forward("m", 16, 64, 1000, 1.4 * drafted.seconds("m", 64, 1000, 16)))
+    assert drafted.seconds("m", 16, 1000, 16) < 1.12 * before
+    for _ in range(3):
+        plain.observe(Forward("m", 16, 16, 1000, 1.25 * before))
+    assert plain.seconds("m", 16, 1000, 16) == pytest.approx(1.25 * before, rel=0.08)

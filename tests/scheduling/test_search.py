@@ -2,13 +2,14 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.adaptive import AdaptivePolicy
-from specrouter_llm.scheduling.estimates import Costs, Estimates
+from specrouter_llm.scheduling.estimates import Costs, Estimates, Fed
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import RowView
 from specrouter_llm.scheduling.pricing import price
@@ -160,3 +161,22 @@ def test_drafting_and_verifying_have_prices_of_their_own():
 
     assert best(drafting=0.004) == ("lookup", "m", "t")
     assert best(drafting=0.001) == ("m", "t")
+
+
+def staircase(rows):
+    """Costs that jump at every eighth token of a batch."""
+    tokens = np.arange(rows * (MAX_WINDOW + 1) + 1)
+    return np.ceil(tokens / 8) * 0.01
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_a_random_number_of_tokens_costs_its_expectation(rows):
+    """Against rows that draw what they feed, where the cost of the mean is far off."""
+    rng = np.random.default_rng(0)
+    reach = np.cumprod(rng.uniform(0.3, 1.0, (rows, MAX_WINDOW)), axis=1)
+    found = estimates(random.Random(0), 2, rows)
+    found = replace(found, costs=replace(found.costs, target=staircase(rows)))
+    drawn = (rng.random((20_000, rows, 1)) < reach).sum(axis=2).sum(axis=1) + rows
+    expected = staircase(rows)[drawn].mean()
+    assert float(found.expected_seconds(Fed(reach))) == pytest.approx(expected, rel=0.03)
+    assert float(found.expected_seconds(Fed(np.zeros_like(reach)))) == pytest.approx(staircase(rows)[rows])

@@ -1,0 +1,45 @@
+"""What the adaptive policy decided for a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from specrouter_llm.scheduling.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What `plan` decided; it comes into force in `observe`."""
+
+    key: tuple[int, ...]
+    plans: tuple[Plan, ...]
+    """To be run."""
+    standing: tuple[Plan, ...]
+    """The best known; differs from `plans` in a probe."""
+    predicted: float
+    """Seconds per token of the standing plans, all rows together."""
+    reason: str = ""
+    """Why the standing plans changed; empty if they did not."""
+    gain: float = 0.0
+    probed: int | None = None
+    """The place of the row that probes."""
+    looked: bool | None = None
+    """Whether a search for a probe found one; None if there was no such search."""
+
+    @property
+    def tries(self) -> bool:
+        """Whether something else than the standing plans is run: for one step."""
+        return self.plans != self.standing
+
+    def settled(self) -> Decision:
+        """The same when that step is over."""
+        return replace(self, plans=self.standing, probed=None)
+
+    def probing(self, place: int, plan: Plan) -> Decision:
+        """With the row at one place on another plan."""
+        plans = tuple(plan if i == place else other for i, other in enumerate(self.standing))
+        return replace(self, plans=plans, probed=place)
+
+    def plain(self, plan: Plan) -> Decision:
+        """With all rows decoded plainly."""
+        return replace(self, plans=(plan,) * len(self.standing))
