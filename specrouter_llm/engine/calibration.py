@@ -39,6 +39,10 @@ _ROWS_SHARE = 0.25
 
 _IN_ORDER = (1, 8, 64, 4, 16, 2, 32)
 """GRID, the ends of the range first."""
+_FAR_TOKENS = 16
+"""How the context tells is measured up to so many tokens."""
+_LOOP_SHARE = 0.25
+"""Of a drafter's time, if it can loop."""
 _LOOPED = 4
 """Tokens of a loop that is timed."""
 
@@ -209,9 +213,10 @@ def measure(
         for done, (name, runner) in enumerate(bar):
             bar.set_postfix_str(name)
             share = (deadline - time.perf_counter()) / (len(runners) - done)
-            forwards[name] = _measure_one(runner, _forward, _sizes(runner), share, repeats)
             if done < len(runners) - 1 and isinstance(runner, LoopingRunner) and _can_loop(runner):
-                loops[name] = _measure_one(runner, _loop, (1,), share, repeats)
+                loops[name] = _measure_one(runner, _loop, (1,), _LOOP_SHARE * share, repeats)
+                share *= 1 - _LOOP_SHARE
+            forwards[name] = _measure_one(runner, _forward, _sizes(runner), share, repeats)
     return Measured(forwards, loops)
 
 
@@ -225,10 +230,11 @@ def _sizes(runner: Runner) -> list[int]:
 
 
 def _measure_one(runner: Runner, clock: Clock, sizes: Sequence[int], budget: float, repeats: int) -> Samples:
-    """Everything once before anything twice; the rise with the context at the powers of two only."""
+    """Everything once before anything twice; how the context tells for few tokens only."""
     deadline = time.perf_counter() + budget
     near, *far = sorted({min(context, max(0, runner.context_length - GRID[-1])) for context in _CONTEXTS})
-    points = [*((tokens, near) for tokens in sizes), *((n, context) for context in far for n in sizes if n in GRID)]
+    few = [tokens for tokens in sizes if tokens in GRID and tokens <= _FAR_TOKENS]
+    points = [*((tokens, near) for tokens in sizes), *((tokens, context) for context in far for tokens in few)]
     points = [(tokens, context) for tokens, context in points if context + tokens <= runner.context_length]
     times: dict[tuple[int, int], list[float]] = {}
     for context in (*far, near):
@@ -240,9 +246,12 @@ def _measure_one(runner: Runner, clock: Clock, sizes: Sequence[int], budget: flo
             late = time.perf_counter() + last > deadline
             if late and not turn and times:
                 break  # what comes is longer still, or matters less
-            if not late or not times:
-                last = clock(runner, *point)
-                times.setdefault(point, []).append(last)
+            if late and times:
+                continue
+            if not turn and point[1] != near:
+                clock(runner, *point)  # another length may have something to set up: a graph to record
+            last = clock(runner, *point)
+            times.setdefault(point, []).append(last)
     # Of two the less: the first call of a kind may have had something to set up.
     return sorted((n, context + n, sorted(taken)[(len(taken) - 1) // 2]) for (n, context), taken in times.items())
 

@@ -26,6 +26,7 @@ from specrouter_llm.executor import Executor
 from specrouter_llm.pool.budget import MemoryReport
 from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.router import ChainRouter
+from specrouter_llm.runtime.graphs import GraphRunner
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.runtime.select import packing_bytes
 from specrouter_llm.sampling.params import SamplingParams
@@ -417,7 +418,7 @@ def _adaptive(
     else:
         known = Calibration.of(pool, runners, seconds=CALIBRATION_SECONDS, rows=rows, progress=progress)
     names = [p.name for p in _proposers(proposers)]
-    waits = pool.target.model.device.type != "cpu"  # a forward returns before it is done
+    waits = isinstance(runners[pool.target.name], GraphRunner)  # its forwards return before they are done
     return AdaptivePolicy(list(runners), names, known.latency, deferred=waits)
 
 

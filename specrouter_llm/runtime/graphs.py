@@ -46,8 +46,8 @@ MAX_LOOPS = 16
 """Loops recorded at a time."""
 RECORDED_TOKENS = 64
 """Forwards over up to so many tokens are recorded before the first request."""
-_CHECKED_LENGTHS = (LENGTHS, (40, 10), (110, 50))
-"""Pairs of inputs whose launches hold up to 16, 32, 64 and 128 tokens."""
+_CHECKED_LENGTHS = (LENGTHS, (40, 10), (110, 50), (220, 30))
+"""Pairs of inputs whose launches hold up to 16, 32, 64, 128 and 256 tokens."""
 
 Replay: TypeAlias = Callable[[], Tensor]
 BatchForward: TypeAlias = Callable[[StaticBatch, Tensor, SlotCache], Tensor]

@@ -45,7 +45,8 @@ class RowSampler:
         self.sample = sample
         self.constraint = constraint
         """The row's grammar."""
-        self.warp = Warp(params.temperature, params.top_k, params.top_p, params.min_p)
+        sampled = Warp(params.temperature, params.top_k, params.top_p, params.min_p)
+        self.warp = sampled if params.temperature else GREEDY  # where cuts leave the best one, which is the choice
         self.noise: dict[int, Tensor] = {}
         """Noise rows by absolute position, kept until the position is committed: all levels read the same ones."""
         self._end_ids = sorted(end_ids)

@@ -95,6 +95,8 @@ class AdaptivePolicy:
         """Made by `reconsider`, for the next step."""
         self._reconsidered = False
         """Whether that took part of the running step."""
+        self._planned = False
+        """Whether the running step is one of `plan`."""
         self._standing: dict[int, Plan] = {}
         self._views: dict[int, RowView] = {}
         self._introduced: dict[str, int] = {}
@@ -111,6 +113,7 @@ class AdaptivePolicy:
         """One plan per row. Called again before `observe`, it says the same."""
         self._views = {row.row_id: row for row in rows}
         key = tuple(self._views)
+        self._planned = True
         if self._next is not None:
             self._decision, self._next = self._next, None
         decision = self._decision
@@ -121,7 +124,7 @@ class AdaptivePolicy:
 
     def reconsider(self) -> None:
         """What `plan` will say for the next step if the rows stay, where it is to be decided while a step is running."""
-        if self._deferred and self._stale and self._decision is not None:
+        if self._deferred and self._stale and self._planned and self._decision is not None and not self._decision.tries:
             self._next = self._decide(list(self._views.values()), self._decision.key)
             self._stale, self._reconsidered = False, True
 
@@ -138,7 +141,11 @@ class AdaptivePolicy:
                 self._decision = decision.settled()
         for row in step.rows:
             self._learn_row(row, planned.get(row.row_id))
-        self._stale |= self._due() or self._prober.looks(self._step)
+        self._planned = False
+        # A look that `_next` has had is told of when that is in force.
+        self._stale |= self._due() or (self._next is None and self._prober.looks(self._step))
+        if decision is not None and decision.reason == NEW_ROW:
+            self._stale |= self._plain_trials.due(len(decision.key), self._step)
 
     # ---------------------------------------------------------------- reports
 
@@ -216,7 +223,10 @@ class AdaptivePolicy:
         plain = (self._plain,) * len(rows)
         if not _pays(choice.seconds_per_token, estimates, PLAIN_GAIN):
             choice = StepChoice(plain, len(rows), estimates.plain_seconds)
-        before = [self._standing.get(row.row_id) for row in rows]
+        decision = self._decision  # in `reconsider` not in force yet
+        same = decision is not None and decision.key == key
+        standing = dict(zip(key, decision.standing, strict=True)) if decision and same else self._standing
+        before = [standing.get(row.row_id) for row in rows]
         held = tuple(plan for plan in before if plan is not None)
         if len(held) < len(rows):
             return Decision(key, choice.plans, choice.plans, choice.seconds_per_token, NEW_ROW)
@@ -305,7 +315,10 @@ class AdaptivePolicy:
         unknown = self._unknown(rows[place])
         if unknown is not None:
             return standing.probing(place, Plan.chain([unknown, self._target], [2]))
-        if any(plan != self._plain for plan in standing.standing) and self._plain_trials.due(len(rows), self._step):
+        drafts = any(plan != self._plain for plan in standing.standing)
+        # A new row takes its prompt in on the step that is being decided, which would show nothing.
+        if drafts and standing.reason != NEW_ROW and self._plain_trials.due(len(rows), self._step):
+            self._plain_trials.tried(len(rows), self._step)
             return standing.plain(self._plain)
         if not self._prober.looks(self._step):
             return standing
@@ -371,10 +384,11 @@ class AdaptivePolicy:
             spent += forward.seconds
             if forward.level in self._proposers:
                 forward = Forward(forward.level, forward.num_rows, forward.num_rows, 0, forward.seconds)
+            if self._reconsidered and forward.level == self._target:
+                continue  # the search may have been longer
             if forward.level == self._target and forward.num_tokens == forward.num_rows:
                 self._plain_trials.seen(forward.num_rows, self._step)
-            if not (self._reconsidered and forward.level == self._target):  # the search may have been longer
-                self._latency.observe(forward)
+            self._latency.observe(forward)
         self._reconsidered = False
         self._latency.observe_overhead(step.seconds - spent)
 

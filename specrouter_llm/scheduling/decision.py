@@ -33,7 +33,7 @@ class Decision:
 
     def settled(self) -> Decision:
         """The same when that step is over."""
-        return replace(self, plans=self.standing, probed=None)
+        return replace(self, plans=self.standing, probed=None, looked=None)
 
     def probing(self, place: int, plan: Plan) -> Decision:
         """With the row at one place on another plan."""

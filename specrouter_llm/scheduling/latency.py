@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import math
-from bisect import bisect_left
+import statistics
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -49,7 +50,7 @@ COMMON, COMMON_FALL, OWN_FALL = 0.35, 0.5, 6.0
 slowly, the rest is its own and fades fast."""
 LEAST_NEAR = 0.04
 """Nodes of which a forward says less than this are left alone."""
-MOVED = 0.04
+MOVED = 0.08
 """A curve has moved materially once a node has drifted this far, in log units, since it was last read."""
 COUNTING = 0.5
 """And only by forwards that are about it: what drifts along is not in use."""
@@ -94,6 +95,11 @@ class _Curve:
         nodes = [*map(float, sizes), *(node for node in self.tokens if node > sizes[-1])]
         base, slope = ([self._value(values, n) for n in nodes] for values in (self.base, self.slope))
         return replace(_Curve.of(nodes, base, slope, sizes), row=self.row)
+
+    def times(self, ratio: float) -> _Curve:
+        """Another one of this shape."""
+        base, slope = ([ratio * value for value in self.corrected(values)] for values in (self.base, self.slope))
+        return replace(_Curve.of(self.tokens, base, slope, self.sizes), row=ratio * self.row)
 
     def to_dict(self) -> dict[str, Any]:
         """What it says now, without the counts of what it has seen."""
@@ -145,26 +151,33 @@ class _Curve:
         return list(accumulate(map(mul, values, self.factor), max))
 
     def _line(self, values: Sequence[float]) -> tuple[list[float], list[float]]:
-        """Nodes and values, and one more node far out on the line through the last two."""
-        nodes, found = [*self.tokens, float(FAR)], self.corrected(values)
-        single = len(found) == 1
-        rise = found[-1] * LEARNED_SLOPE if single else (found[-1] - found[-2]) / (nodes[-2] - nodes[-3])
-        return nodes, [*found, found[-1] + rise * (FAR - nodes[-2])]
+        """Nodes and values, and one more node far out."""
+        found = self.corrected(values)
+        return [*self.tokens, float(FAR)], [*found, found[-1] + self._rise(values) * (FAR - self.tokens[-1])]
+
+    def _rise(self, values: Sequence[float]) -> float:
+        """Seconds per token beyond the last node: on the line from the node of half as many, for between neighbours there may
+        be a step of a staircase, or none."""
+        last = self._node(values, -1)
+        if len(self.tokens) == 1:
+            return last * LEARNED_SLOPE
+        half = min(max(bisect_right(self.tokens, self.tokens[-1] / 2) - 1, 0), len(self.tokens) - 2)
+        return (last - self._node(values, half)) / (self.tokens[-1] - self.tokens[half])
 
     def _value(self, values: Sequence[float], tokens: float) -> float:
         """`np.interp` over `_line` for one number: what lies behind it is not looked at."""
         nodes, tokens = self.tokens, min(tokens, FAR)
         place = bisect_left(nodes, tokens)
-        if place == 0 or (place < len(nodes) and nodes[place] == tokens) or len(nodes) == 1:
-            known: float = self._node(values, min(place, len(nodes) - 1))
-            return known * (1 + LEARNED_SLOPE * max(0.0, tokens - nodes[0])) if place == len(nodes) else known
-        place = min(place, len(nodes) - 1)  # beyond the last one on the line through the last two
+        if place == len(nodes):
+            return self._node(values, -1) + self._rise(values) * (tokens - nodes[-1])
+        if place == 0 or nodes[place] == tokens:
+            return self._node(values, place)
         low, high = self._node(values, place - 1), self._node(values, place)
         return low + (high - low) * (tokens - nodes[place - 1]) / (nodes[place] - nodes[place - 1])
 
     def _node(self, values: Sequence[float], place: int) -> float:
         """The entry of `corrected`."""
-        found: float = max(map(mul, values[: place + 1], self.factor))
+        found: float = max(map(mul, values[: place % len(values) + 1], self.factor))
         return found
 
     def correct(self, tokens: int, error: float, of_rows: float = 0.0, first: float = FIRST) -> bool:
@@ -196,7 +209,7 @@ def _padded(tokens: float, sizes: Sequence[int]) -> float:
 @lru_cache(maxsize=4096)
 def _nearness(tokens: float, nodes: tuple[float, ...], padded: bool) -> tuple[tuple[int, float], ...]:
     """Nodes with the weight that a forward over `tokens` tokens has for them, 1 there."""
-    ways = (abs(math.log2(tokens) - math.log2(node)) for node in nodes)
+    ways = (abs(math.log2(min(tokens, nodes[-1])) - math.log2(node)) for node in nodes)
     every = enumerate((COMMON * 2 ** (-COMMON_FALL * way) + (1 - COMMON) * 2 ** (-OWN_FALL * way)) if padded
                       else 2 ** (-FALL * way) for way in ways)  # fmt: skip
     return tuple((i, near) for i, near in every if near >= LEAST_NEAR)
@@ -235,21 +248,23 @@ class LatencyModel:
             overhead: seconds of a step outside all forwards.
             sizes: for levels that pad, the numbers of tokens that forwards are run as, rising.
             row_ratios: (rows, context, ratio): what so many rows of one token take over one row of as many tokens.
-            loops: as `samples`, of one token a row of a loop.
+            loops: (1, context, seconds) of one token of one row of a loop; for more rows it is taken to cost more in the
+                proportion of forwards over as many tokens.
 
         Raises:
             InvalidParameterError: a level without samples, or a value that is not positive.
         """
         model = cls(overhead)
-        for curves, measured in ((model._curves, samples), (model._loops, loops or {})):
-            for level, points in measured.items():
-                if not points or any(n < 1 or c < 0 or not s > 0 for n, c, s in points):
-                    raise InvalidParameterError(
-                        f"latency samples of {level!r} must be non-empty and positive: {points!r}"
-                    )
-                curves[level] = _fit(points, (sizes or {}).get(level, ()))
-                if row_ratios and level in row_ratios:
-                    curves[level].charge_rows(*row_ratios[level])
+        for level, points in (*samples.items(), *(loops or {}).items()):
+            if not points or any(n < 1 or c < 0 or not s > 0 for n, c, s in points):
+                raise InvalidParameterError(f"latency samples of {level!r} must be non-empty and positive: {points!r}")
+        for level, points in samples.items():
+            model._curves[level] = _fit(points, (sizes or {}).get(level, ()))
+            if row_ratios and level in row_ratios:
+                model._curves[level].charge_rows(*row_ratios[level])
+        for level, points in (loops or {}).items():
+            curve = model._curves[level]
+            model._loops[level] = curve.times(statistics.median(s / curve.one(n, c, 1) for n, c, s in points))
         return model
 
     def pad_to(self, sizes: Mapping[str, Sequence[int]]) -> None:

@@ -104,7 +104,8 @@ class DeferringPolicy(Policy, Protocol):
     """A policy that can think while a step is running, so that the device need not wait for it between steps."""
 
     def reconsider(self) -> None:
-        """Called once in a step, when the target's forward is on its way; `observe` of that step comes later."""
+        """Called in a step when the target's forward is on its way, again where that fails and rows run alone. `observe` of
+        that step comes later, and the forward's seconds have this in them."""
         ...
 
 

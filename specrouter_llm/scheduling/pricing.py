@@ -63,7 +63,7 @@ def _offer(
         if position == 0 and lookup:
             hit = float(estimates.acceptance.hits[list(members), number].mean())
             stay = float(estimates.acceptance.stays[list(members), number].mean())
-            cost, survival = curve[:, 1] * len(members), hit * np.power(stay, PLACES - 1, dtype=np.float64)
+            cost, survival = curve[:, 1], hit * np.power(stay, PLACES - 1, dtype=np.float64)
         elif position == 0:
             drafted = min(below.rounds[0], windows[0])
             cost, survival = drafted * estimates.costs.drafting[number], (drafted >= PLACES).astype(np.float64)

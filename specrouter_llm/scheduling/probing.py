@@ -27,7 +27,7 @@ LOOK, LOOK_LATER, LOOK_CHANGED = 8, 32, 4
 PLAIN_STEPS, PLAIN_AGAIN = 3, 512
 """Plain steps of a batch that are looked at before others are compared with what they cost, and steps until one more is."""
 PLAIN_RETRY = 4
-"""Steps until the next try where a prompt was taken in on the way."""
+"""Steps until the next try where a prompt was taken in on the way; doubled by each try that failed."""
 
 
 @dataclass(slots=True)
@@ -114,6 +114,7 @@ class Prober:
 class _Seen:
     count: int = 0
     last: int = 0
+    pause: int = PLAIN_RETRY
     next_try: int = 0
 
 
@@ -126,20 +127,21 @@ class PlainTrials:
         """By number of rows, in half octaves."""
 
     def due(self, rows: int, step: int) -> bool:
-        """Whether the next step should be plain to see what that costs; counts as a try."""
+        """Whether the next step should be plain to see what that costs."""
         seen = self._of(rows)
         if rows == 1 or step < seen.next_try:
             return False
-        wanted = PLAIN_STEPS if step - seen.last < PLAIN_AGAIN or not seen.count else seen.count + 1
-        if seen.count >= wanted:
-            return False
-        seen.next_try = step + PLAIN_RETRY
-        return True
+        return seen.count < PLAIN_STEPS or step - seen.last >= PLAIN_AGAIN
+
+    def tried(self, rows: int, step: int) -> None:
+        """There will be one, unless a prompt comes in the way."""
+        seen = self._of(rows)
+        seen.next_try, seen.pause = step + seen.pause, min(2 * seen.pause, PLAIN_AGAIN)
 
     def seen(self, rows: int, step: int) -> None:
         """There was one."""
         seen = self._of(rows)
-        seen.count, seen.last, seen.next_try = min(seen.count + 1, PLAIN_STEPS), step, step
+        seen.count, seen.last, seen.next_try, seen.pause = min(seen.count + 1, PLAIN_STEPS), step, step, PLAIN_RETRY
 
     def _of(self, rows: int) -> _Seen:
         return self._known.setdefault(round(2 * math.log2(rows)), _Seen())

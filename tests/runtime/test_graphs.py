@@ -73,7 +73,7 @@ class Recorder:
 
     def __call__(self, run):
         self.recorded += 1
-        run()  # a warm-up writes what the step writes
+        run()  # a warm-up, over no row
         return run
 
 

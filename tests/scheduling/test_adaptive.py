@@ -8,8 +8,8 @@ import pytest
 
 from specrouter_llm.scheduling.adaptive import AdaptivePolicy
 from specrouter_llm.scheduling.plan import Plan
-from specrouter_llm.scheduling.policy import FixedPolicy, RowObservation, RowView, StepObservation
-from specrouter_llm.scheduling.probing import PLAIN_AGAIN, PLAIN_STEPS
+from specrouter_llm.scheduling.policy import FixedPolicy, Forward, RowObservation, RowView, StepObservation
+from specrouter_llm.scheduling.probing import PLAIN_AGAIN, PLAIN_STEPS, PlainTrials
 from specrouter_llm.scheduling.simulation import SimulatedModel, SimulatedPool, SimulatedRow, Simulator
 from specrouter_llm.scheduling.sweep import (
     best_static,
@@ -128,7 +128,42 @@ def test_what_a_plain_step_of_a_batch_costs_is_seen(late):
     simulator.run(Counting(), 8000)
     eights = [was for rows, was in plain if rows == 8]
     assert PLAIN_STEPS <= sum(eights) <= PLAIN_STEPS + 1 + len(eights) // PLAIN_AGAIN
-    assert any(eights[:PLAIN_STEPS])
+    assert sum(eights[: 4 * PLAIN_STEPS]) == PLAIN_STEPS
+
+
+def test_plain_trials_wait_longer_after_each_that_showed_nothing():
+    """Where a prompt is taken in at every step, batches are not decoded plainly for ever."""
+    trials = PlainTrials()
+    tried = [step for step in range(2000) if trials.due(16, step) and not trials.tried(16, step)]
+    assert [0, 4, 12, 28] == tried[:4]
+    assert len(tried) < 14
+    trials.seen(16, 2000)
+    assert trials.due(16, 2001)
+    assert not trials.due(1, 2001)
+
+
+def test_no_step_of_a_new_row_is_a_plain_trial():
+    """Its prompt is taken in on that step, which would show nothing."""
+    pool = one_drafter(0.9)
+    policy = AdaptivePolicy(list(pool.models), [], calibration(pool), {("a", "target"): 0.95})
+    for step in range(60):  # a row leaves and one comes at every step
+        plans = policy.plan([RowView(step + i, 64, 300, 0.0) for i in range(8)])
+        assert all(plan != PLAIN for plan in plans)
+        rows = tuple(RowObservation(step + i, plan, (), 1, i == 0) for i, plan in enumerate(plans))
+        policy.observe(StepObservation(rows, (), 0.05))
+
+
+def test_nothing_is_reconsidered_while_only_forced_chains_run(monkeypatch):
+    """The policy has no rows then; those of its last plan may be gone."""
+    pool = one_drafter(0.7)
+    policy = AdaptivePolicy(list(pool.models), [], calibration(pool), deferred=True)
+    views = [RowView(0, 64, 300, 0.0)]
+    policy.observe(StepObservation((RowObservation(0, policy.plan(views)[0], (), 1, True),), (), 0.05))
+    monkeypatch.setattr(policy, "_decide", lambda *given: pytest.fail("decided for rows that are gone"))
+    for step in range(100):
+        policy.reconsider()
+        forced = RowObservation(1, PLAIN, (), 1, step == 99)
+        policy.observe(StepObservation((forced,), (Forward("target", 1, 1, 100, 0.05),), 0.05))
 
 
 @pytest.mark.slow

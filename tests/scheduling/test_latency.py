@@ -214,3 +214,30 @@ def test_plain_steps_of_a_batch_teach_what_rows_cost():
     for _ in range(3):
         plain.observe(Forward("m", 16, 16, 1000, 1.25 * before))
     assert plain.seconds("m", 16, 1000, 16) == pytest.approx(1.25 * before, rel=0.08)
+
+
+def test_beyond_the_last_size_costs_rise_as_over_its_half():
+    """Not as between the last two, which may be two sizes of a staircase."""
+    true = {1: 20, 32: 66, 48: 100, 64: 117}
+    sizes = (1, 32, 48, 64, 96, 128)
+    model = LatencyModel.fit({"m": [(n, 64, s) for n, s in true.items()]}, 0.0, sizes={"m": sizes})
+    assert model.seconds("m", 96) == pytest.approx(117 + (117 - 66))
+    assert model.seconds("m", 200) == pytest.approx(117 + (200 - 64) * (117 - 66) / 32)
+    assert model.curve("m", 1, 0, 199)[200] == pytest.approx(model.seconds("m", 200))
+
+
+def test_a_loop_of_many_rows_costs_what_forwards_make_of_it():
+    """Only one row is measured in a loop; where sixteen tokens cost what one does, sixteen rows do."""
+    flat = LatencyModel.fit({"m": [(n, 64, 0.002) for n in GRID]}, 0.0, loops={"m": [(1, 64, 0.001)]})
+    steep = LatencyModel.fit({"m": [(n, 64, 0.002 * n) for n in GRID]}, 0.0, loops={"m": [(1, 64, 0.001)]})
+    assert flat.drafted("m", 16) == pytest.approx(0.001)
+    assert steep.drafted("m", 16) == pytest.approx(0.016)
+
+
+def test_forwards_beyond_the_last_node_are_news_too():
+    """A batch may verify more tokens than any size that was measured."""
+    model = LatencyModel.fit({"m": [(n, 64, 0.02 + 0.001 * n) for n in GRID]}, 0.0)
+    model.settle()
+    for _ in range(10):
+        model.observe(Forward("m", 32, 512, 3000, 2 * model.seconds("m", 512, 3000, 32)))
+    assert model.moved

@@ -180,3 +180,21 @@ def test_a_random_number_of_tokens_costs_its_expectation(rows):
     expected = staircase(rows)[drawn].mean()
     assert float(found.expected_seconds(Fed(reach))) == pytest.approx(expected, rel=0.03)
     assert float(found.expected_seconds(Fed(np.zeros_like(reach)))) == pytest.approx(staircase(rows)[rows])
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_lookups_of_a_batch_are_priced_as_they_are_searched(rows):
+    """One call serves all rows."""
+    found = estimates(random.Random(0), 2, rows)
+    curves = np.concatenate([np.full((1, 2, MAX_WINDOW + 2), 0.004), found.costs.curves])
+    curves[0, 1] /= rows
+    pairs = np.array([[0.6, 0.8], [1.0, 0.1]])
+    costs = replace(found.costs, curves=curves, drafting=np.full((2, 2), 0.2))
+    found = replace(
+        found, lower=("lookup", "m"), num_lookups=1, costs=costs, catch_up=np.zeros(2), blocked=np.zeros((rows, 2)),
+        acceptance=accepting(pairs, np.tile([[0.8, 0.1]], (rows, 1)), np.full((rows, 1), 0.7), np.full((rows, 1), 0.8)),
+    )  # fmt: skip
+    choice = Search(found).choice()
+    assert {"lookup"} == {plan.levels[0] for plan in choice.plans}
+    tokens, seconds = price(choice.plans, found)
+    assert seconds / tokens == pytest.approx(choice.seconds_per_token, rel=0.01)
