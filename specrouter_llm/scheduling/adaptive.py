@@ -223,9 +223,9 @@ class AdaptivePolicy:
         plain = (self._plain,) * len(rows)
         if not _pays(choice.seconds_per_token, estimates, PLAIN_GAIN):
             choice = StepChoice(plain, len(rows), estimates.plain_seconds)
-        decision = self._decision  # in `reconsider` not in force yet
-        same = decision is not None and decision.key == key
-        standing = dict(zip(key, decision.standing, strict=True)) if decision and same else self._standing
+        decision, standing = self._decision, self._standing
+        if decision is not None and decision.key == key:  # in `reconsider` it is not in force yet
+            standing = dict(zip(key, decision.standing, strict=True))
         before = [standing.get(row.row_id) for row in rows]
         held = tuple(plan for plan in before if plan is not None)
         if len(held) < len(rows):

@@ -209,10 +209,15 @@ def _padded(tokens: float, sizes: Sequence[int]) -> float:
 @lru_cache(maxsize=4096)
 def _nearness(tokens: float, nodes: tuple[float, ...], padded: bool) -> tuple[tuple[int, float], ...]:
     """Nodes with the weight that a forward over `tokens` tokens has for them, 1 there."""
-    ways = (abs(math.log2(min(tokens, nodes[-1])) - math.log2(node)) for node in nodes)
-    every = enumerate((COMMON * 2 ** (-COMMON_FALL * way) + (1 - COMMON) * 2 ** (-OWN_FALL * way)) if padded
-                      else 2 ** (-FALL * way) for way in ways)  # fmt: skip
-    return tuple((i, near) for i, near in every if near >= LEAST_NEAR)
+    here = math.log2(min(tokens, nodes[-1]))
+    found = []
+    for i, node in enumerate(nodes):
+        way = abs(here - math.log2(node))
+        own = (1 - COMMON) * 2 ** (-OWN_FALL * way)
+        near = COMMON * 2 ** (-COMMON_FALL * way) + own if padded else 2 ** (-FALL * way)
+        if near >= LEAST_NEAR:
+            found.append((i, near))
+    return tuple(found)
 
 
 class LatencyModel:

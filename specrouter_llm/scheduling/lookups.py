@@ -20,7 +20,8 @@ class Calls(NamedTuple):
     @classmethod
     def of(cls, name: str, row: RowObservation, remaining: int) -> Calls:
         """`remaining` tokens could still be committed before the step."""
-        lengths = [trial.proposed for trial in row.trials if trial.lower == name]
+        trials = [trial for trial in row.trials if trial.lower == name]
+        lengths = [trial.proposed for trial in trials]
         plan = row.plan
         if name not in plan.levels or remaining <= 1:  # not used; it may still have been scored beside the plan
             return cls(lengths, 0, 0)
@@ -28,7 +29,6 @@ class Calls(NamedTuple):
             window = min(plan.windows[0], remaining - 1)
             return cls(lengths, 0 if lengths else 1, sum(length < window for length in lengths))
         # each round of the level above offers what it accepted and one token of its own
-        trials = [trial for trial in row.trials if trial.lower == name]
         above = sum(trial.proposed for trial in row.trials if trial.lower == plan.levels[1])
         misses = max(0, above - sum(trial.accepted + 1 for trial in trials))
         ends, room = 0, min(plan.windows[1], remaining - 1) - 1 - misses

@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -69,7 +70,7 @@ def expected_match(simscore: float, bucket: int) -> float:
     return simscore * (0.5 + 0.5 / (2 - simscore))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Acceptance:
     """What a search needs of R rows, L lower levels (model-free ones first), M models (the target last)."""
 
@@ -86,12 +87,12 @@ class Acceptance:
     stays: Array
     """[R, P] chance that its proposal goes on after each token."""
 
-    @property
+    @cached_property
     def pair_survival(self) -> Array:
         """[L, M, MAX_WINDOW]: chance that the upper level accepts at least k = 1, 2, ... of the lower one's tokens."""
         return _survival(self.pairs, self.pair_tilts)
 
-    @property
+    @cached_property
     def target_survival(self) -> Array:
         """[R, L, MAX_WINDOW]: the same of each row for the target."""
         return _survival(self.target, self.target_tilts)
