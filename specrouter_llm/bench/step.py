@@ -32,7 +32,6 @@ from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.graphs import GraphRunner
-from specrouter_llm.runtime.lean import LeanRunner
 from specrouter_llm.runtime.openmp import release_team
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.sampling.params import SamplingParams
@@ -189,7 +188,7 @@ def _products(runner: Runner, tokens: int) -> Clocked | None:
     """The matrix products of a forward and nothing else, where the runner can tell them."""
     if isinstance(runner, GraphRunner):
         return _replayed(runner.products(tokens))
-    if not isinstance(runner, LeanRunner):
+    if not hasattr(runner, "matrices"):
         return None
     pairs = [(matrix, torch.ones(tokens, matrix.in_features)) for matrix in runner.matrices]
 

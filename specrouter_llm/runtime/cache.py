@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from specrouter_llm.runtime.attention import STORAGE_STEP, AttentionContext, RaggedContext, rounded_up
+from specrouter_llm.runtime.attention import EXTENT_STEP, STORAGE_STEP, AttentionContext, RaggedContext, rounded_up
 from specrouter_llm.runtime.batch import Span
 
 
@@ -134,7 +134,7 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
         """Makes room for what a forward is going to write."""
         self.reserve(max(span.end for span in spans))
         for span in spans:
-            self._used[span.slot] = max(self._used[span.slot], span.end)
+            self._used[span.slot] = max(self._used[span.slot], rounded_up(span.end, EXTENT_STEP))
 
     def begin(self, spans: Sequence[Span]) -> RaggedContext:
         """Prepares one forward over `spans`."""
@@ -149,9 +149,14 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
         A token that is not finite anywhere below is not finite here: the residual stream carries it up.
         """
         broken = ~keys.isfinite().all(dim=2).all(dim=1)
-        if self._broken is None:
-            self._broken_rows, self._broken = self.slab(broken)
+        self.broken_slab(keys.device)
         self._broken_rows.index_copy_(0, index, broken)
+
+    def broken_slab(self, device: torch.device) -> Tensor:
+        """[slots, capacity] whether a position is broken; made by the first call."""
+        if self._broken is None:
+            self._broken_rows, self._broken = self.slab(torch.empty(0, dtype=torch.bool, device=device))
+        return self._broken
 
     def without_broken(self, logits: Tensor, spans: Sequence[Span]) -> Tensor:
         """Logits with NaN wherever a token at or before the position is broken: what attention would have passed on."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from specrouter_llm.runtime.cache import SlotCache
-from specrouter_llm.runtime.lean import LEAN_TYPES, projections, window_of
+from specrouter_llm.runtime.llama_like import MODEL_TYPES, SILU, linear_groups, projections, window_of
 from specrouter_llm.runtime.packing import is_watched, joined_bias
 from specrouter_llm.runtime.static_batch import StaticBatch
 from specrouter_llm.runtime.triton_layers import add_norm, rotate_and_write
@@ -25,18 +25,15 @@ from specrouter_llm.runtime.triton_products import product
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_GATES = frozenset({"silu", "swish"})
-
 
 def can_fuse(model: PreTrainedModel) -> bool:
     """Whether the architecture is known, nobody watches its modules, and no linear layer is another kind of one."""
     config = model.config
-    if config.model_type not in LEAN_TYPES or config.hidden_act not in _GATES or is_watched(model):
+    if config.model_type not in MODEL_TYPES or config.hidden_act not in SILU or is_watched(model):
         return False
-    used = [linear for layer in model.model.layers for group in projections(layer) for linear in group]
     return all(
         type(linear) is nn.Linear and type(linear.weight.data) is Tensor and linear.weight.is_contiguous()
-        for linear in (*used, model.get_output_embeddings())
+        for linear in itertools.chain.from_iterable(linear_groups(model))
     )
 
 

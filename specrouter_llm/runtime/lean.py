@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from specrouter_llm.runtime.attention import STORAGE_STEP, RaggedContext
 from specrouter_llm.runtime.batch import Span, packed_inputs
 from specrouter_llm.runtime.cache import SlotCache
+from specrouter_llm.runtime.llama_like import MODEL_TYPES, linear_groups, projections, window_of
 from specrouter_llm.runtime.packing import PackedLinear, choose_padding, drop_weights, packable, row_sizes
 from specrouter_llm.runtime.parity import check_parity, native_logits, probe_inputs
 from specrouter_llm.runtime.probe import is_bitwise
@@ -29,27 +30,15 @@ if TYPE_CHECKING:
 
 Map: TypeAlias = Callable[[Tensor], Tensor]
 
-LEAN_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Model types whose layers are what `_Layer` says."""
-
 
 def can_run_lean(model: PreTrainedModel, device: str = "cpu") -> bool:
     """Whether the lean runner knows the architecture and can pack its weights; for `device` see `packable`."""
-    known = model.config.model_type in LEAN_TYPES and packable(model, device)
-    return known and all(type(linear) is nn.Linear for linear in packed_layers(model))
-
-
-def packed_layers(model: PreTrainedModel) -> list[nn.Linear]:
-    """The layers that the lean runner packs."""
-    used = [linear for layer in model.model.layers for group in projections(layer) for linear in group]
-    return [*used, model.get_output_embeddings()]
+    return model.config.model_type in MODEL_TYPES and packable(model, device)
 
 
 def lean_shapes(model: PreTrainedModel) -> set[tuple[int, int]]:
-    """(in, out) of the matrices that the lean runner makes of these layers."""
-    groups = [group for layer in model.model.layers for group in projections(layer)]
-    groups.append([model.get_output_embeddings()])
-    return {(group[0].in_features, sum(linear.out_features for linear in group)) for group in groups}
+    """(in, out) of the matrices that the lean runner makes of a model's layers."""
+    return {(group[0].in_features, sum(linear.out_features for linear in group)) for group in linear_groups(model)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +59,7 @@ class _Layer:
 
 
 class LeanRunner:
-    """Runs a model of LEAN_TYPES; see `Runner` for the contract."""
+    """Runs a model of MODEL_TYPES; see `Runner` for the contract."""
 
     def __init__(
         self, name: str, model: PreTrainedModel, *, num_slots: int, context_length: int, keep: bool = True
@@ -184,13 +173,6 @@ def _feed_forward(layer: _Layer, hidden: Tensor) -> Tensor:
     return layer.down(layer.activation(gate) * up)
 
 
-def projections(module: Any) -> tuple[list[nn.Linear], list[nn.Linear], list[nn.Linear], list[nn.Linear]]:
-    """A decoder layer's linear layers, those of one input together."""
-    attention, mlp = module.self_attn, module.mlp
-    first = [attention.q_proj, attention.k_proj, attention.v_proj]
-    return first, [attention.o_proj], [mlp.gate_proj, mlp.up_proj], [mlp.down_proj]
-
-
 def _layer(module: Any, keep: bool) -> _Layer:
     attention = module.self_attn
     query_key_value, output, gate_up, down = (_pack(group, keep) for group in projections(module))
@@ -207,13 +189,6 @@ def _layer(module: Any, keep: bool) -> _Layer:
         scaling=attention.scaling,
         window=window_of(attention),
     )
-
-
-def window_of(attention: Any) -> int | None:
-    """The layer's own window; Mistral's layers all take the config's."""
-    if hasattr(attention, "sliding_window"):
-        return attention.sliding_window  # type: ignore[no-any-return]  # modules are untyped
-    return getattr(attention.config, "sliding_window", None)
 
 
 def _norm(module: Any) -> Map:

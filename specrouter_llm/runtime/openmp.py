@@ -30,21 +30,48 @@ def release_team() -> None:
         pause(_SOFT)
 
 
+def run_in_team(function: int, argument: int) -> None:
+    """Calls a compiled function, by its address, in all threads of the caller's team, with the address of its argument.
+
+    The team is torch's own: another one would share the processors with it.
+    """
+    import torch
+
+    _team().GOMP_parallel(function, argument, torch.get_num_threads(), 0)
+
+
+@cache
+def _team() -> ctypes.CDLL:
+    library = gnu_openmp()
+    if library is None:
+        raise ImportError("torch does not run on GNU's OpenMP here")
+    library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    library.GOMP_parallel.restype = None
+    return library
+
+
 @cache
 def _pause() -> Callable[[int], int] | None:
-    """`omp_pause_resource_all` of the library that torch has loaded; no other is loaded for it.
+    """`omp_pause_resource_all`, if the library has it.
 
     LLVM's and Intel's have it too, but it means something else there, and they have no such problem that we know of.
     """
+    function = getattr(gnu_openmp(), "omp_pause_resource_all", None)
+    if function is not None:
+        function.argtypes, function.restype = [ctypes.c_int], ctypes.c_int
+    return function
+
+
+@cache
+def gnu_openmp() -> ctypes.CDLL | None:
+    """GNU's OpenMP library, if it is what torch has loaded; no other is loaded for it."""
     import torch  # not above: what only waits for answers is light
 
     if not hasattr(os, "RTLD_NOLOAD"):  # Windows
         return None
     for path in sorted(Path(torch.__file__).with_name("lib").glob("libgomp*")):
         try:
-            function = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_NOW).omp_pause_resource_all
-        except (OSError, AttributeError):
+            return ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        except OSError:
             continue
-        function.argtypes, function.restype = [ctypes.c_int], ctypes.c_int
-        return function
     return None

@@ -144,12 +144,17 @@ def packable(model: nn.Module, device: str = "cpu") -> bool:
 
     `device="meta"` asks it about a model of shapes alone, that will be loaded on a CPU.
     """
+    return is_plain(model, device) and has_packing()
+
+
+def is_plain(model: nn.Module, device: str = "cpu") -> bool:
+    """`packable`, but for whether torch can."""
     linears = plain_linears(model)
     plain = all(
         type(linear) is nn.Linear and linear.weight.dtype == torch.float32 and linear.weight.device.type == device
         for linear in linears
     )
-    return bool(linears) and plain and not is_watched(model) and has_packing()
+    return bool(linears) and plain and not is_watched(model)
 
 
 def is_watched(model: nn.Module) -> bool:

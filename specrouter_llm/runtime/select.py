@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 import logging
+import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from specrouter_llm.runtime.graphs import BatchForward, CudaCapture, GraphRunner, by_modules
-from specrouter_llm.runtime.lean import LeanRunner, can_run_lean, lean_shapes, packed_layers
-from specrouter_llm.runtime.packing import kernel_bytes, packable, plain_linears
+from specrouter_llm.runtime.lean import LeanRunner, can_run_lean, lean_shapes
+from specrouter_llm.runtime.llama_like import MODEL_TYPES, SILU
+from specrouter_llm.runtime.packing import is_plain, kernel_bytes, packable, plain_linears
 from specrouter_llm.runtime.runner import EagerRunner, Runner, head_shape
 from specrouter_llm.runtime.static_batch import TileAttention
 from specrouter_llm.types import NO_PACKING, PackingBytes
@@ -42,8 +44,11 @@ def make_runner(
     Raises:
         UnsupportedModelError: the model's logits through our cache differ from its own.
     """
-    if pack and can_run_lean(model):
-        return LeanRunner(name, model, num_slots=num_slots, context_length=context_length, keep=keep)
+    if pack:
+        if _can_compile(model):
+            return _compiled_runner(name, model, num_slots=num_slots, context_length=context_length, keep=keep)
+        if can_run_lean(model):
+            return LeanRunner(name, model, num_slots=num_slots, context_length=context_length, keep=keep)
     runner: Runner | None = None
     if _is_on_one_cuda_device(model):
         runner = _graph_runner(name, model, num_slots, context_length, strict)
@@ -53,6 +58,34 @@ def make_runner(
     if strict and runner.guarantee != "bitwise":
         logger.warning("%s: strict=True, but its bits depend on the batch here; the guarantee is near-tie", name)
     return runner
+
+
+def _can_compile(model: PreTrainedModel, device: str = "cpu") -> bool:
+    """Whether the compiled runner knows the architecture and can be had; for `device` see `packable`."""
+    known = model.config.model_type in MODEL_TYPES and model.config.hidden_act in SILU
+    return known and is_plain(model, device) and _has_compiler()
+
+
+def _compiled_runner(name: str, model: PreTrainedModel, **options: Any) -> Runner:
+    from specrouter_llm.runtime.compiled import CompiledRunner
+
+    return CompiledRunner(name, model, **options)
+
+
+@functools.cache
+def _has_compiler() -> bool:
+    """Whether numba and the OpenMP that it needs are here; compiles, if that was never done on this machine."""
+    if importlib.util.find_spec("numba") is None:
+        logger.warning('numba is not installed: models on the CPU run slower; pip install "specrouter-llm[cpu]"')
+        return False
+    started = time.perf_counter()
+    try:
+        importlib.import_module("specrouter_llm.runtime.compiled")
+    except ImportError as error:
+        logger.warning("models on the CPU run without numba: %s", error)
+        return False
+    logger.debug("the compiled forward was ready after %.1f s", time.perf_counter() - started)
+    return True
 
 
 def _is_on_one_cuda_device(model: PreTrainedModel) -> bool:
@@ -107,15 +140,18 @@ def packing_bytes(model: PreTrainedModel, keep: bool) -> PackingBytes:
     that must stay usable.
     """
     device = model.get_input_embeddings().weight.device.type
-    if can_run_lean(model, device):
-        layers = packed_layers(model)
+    plain = plain_linears(model)
+    matrices, kernels = sum(linear.weight.nbytes for linear in plain), NO_PACKING.kernels
+    if _can_compile(model, device):
+        from specrouter_llm.runtime.compiled import compiled_bytes
+
+        matrices = compiled_bytes(model)
+    elif can_run_lean(model, device):
         kernels = kernel_bytes(lean_shapes(model))
-        if keep:
-            return PackingBytes(sum(layer.weight.nbytes for layer in layers), kernels)
     elif keep or not packable(model, device):
         return NO_PACKING
     else:
-        kernels = kernel_bytes({(layer.in_features, layer.out_features) for layer in plain_linears(model)})
-    head = model.get_output_embeddings()
-    tied = isinstance(head, nn.Linear) and head.weight is model.get_input_embeddings().weight
-    return PackingBytes(head.weight.nbytes if tied else 0, kernels)
+        kernels = kernel_bytes({(linear.in_features, linear.out_features) for linear in plain})
+    embedding = model.get_input_embeddings().weight
+    freed = 0 if keep else sum(linear.weight.nbytes for linear in plain if linear.weight is not embedding)
+    return PackingBytes(matrices - freed, kernels)

@@ -12,6 +12,7 @@ from specrouter_llm.pool import ModelPool, shape_for
 from specrouter_llm.pool.budget import MemberNeeds, cache_bytes_per_token, default_budgets, plan_memory
 from specrouter_llm.pool.quantization import stored_bits
 from specrouter_llm.pool.weights import count_weights
+from specrouter_llm.runtime import select
 from specrouter_llm.runtime.lean import LeanRunner
 from specrouter_llm.runtime.packing import PackedLinear, has_packing, kernel_bytes
 from specrouter_llm.runtime.select import make_runner, packing_bytes
@@ -133,7 +134,7 @@ def test_the_message_shows_a_sum_that_adds_up(save_model):
 @pytest.mark.parametrize("kind", [transformers.LlamaForCausalLM, transformers.GPTNeoXForCausalLM])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("borrowed", [True, False])
-def test_packed_copies_are_counted(tmp_path, kind, tied, borrowed):
+def test_packed_copies_are_counted(tmp_path, monkeypatch, kind, tied, borrowed):
     """Weights and packed copy in the report are what model and runner hold together, by name and by a loaded model."""
     config = kind.config_class(
         vocab_size=40,
@@ -148,6 +149,7 @@ def test_packed_copies_are_counted(tmp_path, kind, tied, borrowed):
     if not borrowed:
         source.save_pretrained(tmp_path)
         source = tmp_path
+    monkeypatch.setattr(select, "_has_compiler", lambda: False)  # what the compiled runner takes is tested with it
     pool = ModelPool.load(ModelSpec(source, name="m"), packing=packing_bytes, device="cpu", progress=False)
     member, model = pool.memory.members[0], pool.target.model
     runner = make_runner("m", model, num_slots=1, context_length=512, pack=True, keep=borrowed)

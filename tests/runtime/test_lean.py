@@ -21,6 +21,7 @@ from transformers import (
 
 from specrouter_llm.errors import UnsupportedModelError
 from specrouter_llm.runtime import lean as lean_module
+from specrouter_llm.runtime import select
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.lean import LeanRunner, can_run_lean
 from specrouter_llm.runtime.packing import (
@@ -205,8 +206,9 @@ def test_sizes_are_the_numbers_of_rows_that_are_run(padding, monkeypatch):
     assert layers[0].rows_for(BLOCK_ROWS + 1) == BLOCK_ROWS + 1
 
 
-def test_who_is_packed():
-    """Plain float32 layers on the CPU only; the runner follows."""
+def test_who_is_packed(monkeypatch):
+    """Plain float32 layers on the CPU only; the runner follows, where nothing can be compiled."""
+    monkeypatch.setattr(select, "_has_compiler", lambda: False)
     torch.manual_seed(0)
     model = MODELS["qwen2"]().eval()
     assert packable(model)

@@ -1,0 +1,408 @@
+"""The compiled forward of a Llama-like model on a CPU: every thread of an OpenMP team runs `_forward` and waits at barriers.
+
+Between two barriers each thread has outputs of its own, and every one of them is computed in the same order however many
+tokens are fed, whoever computes it. So bits depend on a token's own past alone, by construction.
+
+Everything that is compiled stands in this file: numba recompiles a file's functions when this file changes, not when
+another one does.
+"""
+# Compiled functions take addresses, sizes and records; numba infers their types.
+# ruff: noqa: ANN001, ANN202
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call"
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import carray, cfunc, from_dtype, njit, types
+
+from specrouter_llm.runtime.records import LAYER, PRODUCT, STEP
+from specrouter_llm.runtime.tile import PANEL, ROWS, float_of_bits, link_team, make_tile, pointer_to
+
+link_team()  # before anything is compiled
+
+_LAYER, _STEP, _PRODUCT = from_dtype(LAYER), from_dtype(STEP), from_dtype(PRODUCT)
+_floats_at = pointer_to(types.float32)
+_integers_at = pointer_to(types.intp)
+_bytes_at = pointer_to(types.uint8)
+_layers_at = pointer_to(_LAYER)
+_SUMS = {"reassoc", "contract", "nsz", "arcp"}
+"""What the order of sums within one number may be changed to; not-a-number stays what it is."""
+_barrier = types.ExternalFunction("GOMP_barrier", types.void())
+_thread = types.ExternalFunction("omp_get_thread_num", types.int32())
+_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
+
+_set_tile, _add_tile = make_tile(add=False), make_tile(add=True)
+
+
+@njit
+def _width(outputs):
+    """Outputs, rounded up to whole panels."""
+    return (outputs + PANEL - 1) // PANEL * PANEL
+
+
+@njit
+def _share(number, team):
+    """The first and the one after the last of so many things that are this thread's."""
+    return number * team[0] // team[1], number * (team[0] + 1) // team[1]
+
+
+@njit
+def _floats(address, number):
+    return carray(_floats_at(address), number)
+
+
+# ---------------------------------------------------------------- products
+
+
+@njit
+def _add_bias(bias, first, rows, out, stride):
+    if bias != 0:
+        values = _floats(bias + 4 * first, PANEL)
+        for row in range(rows):
+            line = _floats(out + 4 * (row * stride + first), PANEL)
+            for i in range(PANEL):
+                line[i] += values[i]
+
+
+@njit
+def _multiply(x, x_stride, rows, w, inner, bias, out, stride, add, team):
+    """This thread's panels of out [rows, stride] = (out +) x w + bias."""
+    first, last = _share(stride // PANEL, team)
+    for panel in range(first, last):
+        weight = w + 4 * panel * inner * PANEL
+        for row in range(0, rows, ROWS):
+            number = min(ROWS, rows - row)
+            some = x + 4 * row * x_stride
+            place = out + 4 * (row * stride + panel * PANEL)
+            if add:
+                _add_tile(number, some, x_stride, weight, PANEL, inner, place, stride)
+            else:
+                _set_tile(number, some, x_stride, weight, PANEL, inner, place, stride)
+        _add_bias(bias, panel * PANEL, rows, out, stride)
+
+
+@njit(fastmath=_SUMS)
+def _open(x, x_stride, rows, layer, inner, out, stride, team):
+    """This thread's panels of out = silu(gate) * up; `out` holds the gate until it is used."""
+    up = np.empty(ROWS * PANEL, np.float32)
+    beside = up.ctypes.data
+    first, last = _share(stride // PANEL, team)
+    for panel in range(first, last):
+        skip = 4 * panel * inner * PANEL
+        for row in range(0, rows, ROWS):
+            number = min(ROWS, rows - row)
+            some = x + 4 * row * x_stride
+            place = out + 4 * (row * stride + panel * PANEL)
+            _set_tile(number, some, x_stride, layer.gate + skip, PANEL, inner, place, stride)
+            _set_tile(number, some, x_stride, layer.up + skip, PANEL, inner, beside, PANEL)
+            _add_bias(layer.gate_bias, panel * PANEL, number, out + 4 * row * stride, stride)
+            if layer.up_bias != 0:
+                _add_bias(layer.up_bias + 4 * panel * PANEL, 0, number, beside, PANEL)
+            for i in range(number):
+                gate = _floats(place + 4 * i * stride, PANEL)
+                for j in range(PANEL):
+                    gate[j] = gate[j] / (np.float32(1.0) + _exp(-gate[j])) * up[i * PANEL + j]
+
+
+@njit(inline="always")
+def _exp(x):
+    """e^x in float32 to 2 units in the last place, after Cephes' expf; vectors of it, which libm has not."""
+    x = min(max(x, np.float32(-87.3)), np.float32(88.0)) if x == x else x
+    whole = math.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
+    x = x - whole * np.float32(0.693359375)
+    x = x - whole * np.float32(-2.12194440e-4)
+    y = np.float32(1.9875691500e-4)
+    y = y * x + np.float32(1.3981999507e-3)
+    y = y * x + np.float32(8.3334519073e-3)
+    y = y * x + np.float32(4.1665795894e-2)
+    y = y * x + np.float32(1.6666665459e-1)
+    y = y * x + np.float32(5.0000001201e-1)
+    y = y * x * x + x + np.float32(1.0)
+    return y * float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
+
+
+# ---------------------------------------------------------------- norms and rotation
+
+
+@njit(fastmath=_SUMS)
+def _norm_row(x, size, weight, eps, out):
+    """RMSNorm of one row; `out` may be `x`."""
+    values, scale, result = _floats(x, size), _floats(weight, size), _floats(out, size)
+    total = np.float32(0.0)
+    for i in range(size):
+        total += values[i] * values[i]
+    factor = np.float32(1.0) / np.float32(math.sqrt(total / np.float32(size) + eps))
+    for i in range(size):
+        result[i] = scale[i] * (values[i] * factor)
+
+
+@njit
+def _norm_rows(x, out, stride, rows, size, weight, eps, team):
+    for row in range(team[0], rows, team[1]):
+        _norm_row(x + 4 * row * stride, size, weight, eps, out + 4 * row * stride)
+
+
+@njit(fastmath=_SUMS)
+def _rotate_head(x, size, cos, sin):
+    half = size // 2
+    first, second = _floats(x, half), _floats(x + 4 * half, half)
+    cosine, sine = _floats(cos, size), _floats(sin, size)
+    for i in range(half):
+        a, b = first[i], second[i]
+        first[i] = a * cosine[i] + b * sine[i]
+        second[i] = b * cosine[half + i] + a * sine[half + i]
+
+
+@njit
+def _rotate_and_store(step, layer, slots, mark, team):
+    """Norms and rotates queries and keys of every token in place, and writes keys and values to the cache.
+
+    What is not finite is stored as 0, for a masked position has weight 0, but 0 * NaN is NaN. `mark` notes such tokens.
+    """
+    size, heads, key_heads = step.head_size, step.heads, step.key_heads
+    stride = _width((heads + 2 * key_heads) * size)
+    positions = carray(_integers_at(step.positions), step.tokens)
+    for token in range(team[0], step.tokens, team[1]):
+        row, position = step.qkv + 4 * token * stride, positions[token]
+        cos, sin = step.cos + 4 * position * size, step.sin + 4 * position * size
+        for head in range(heads + key_heads):
+            place = row + 4 * head * size
+            if layer.query_norm != 0:
+                query = head < heads
+                weight = layer.query_norm if query else layer.key_norm
+                _norm_row(place, size, weight, layer.query_eps if query else layer.key_eps, place)
+            _rotate_head(place, size, cos, sin)
+        finite = _store(step, layer, row + 4 * heads * size, slots[token], position)
+        if mark:
+            flags = carray(_bytes_at(step.broken + slots[token] * step.capacity), step.capacity)
+            flags[position] = not finite
+
+
+@njit
+def _store(step, layer, states, slot, position):
+    """Writes one token's keys and values; whether its keys are finite.
+
+    Values lie as the slabs do, [position, head, size]; keys as panels of positions, [position // PANEL, head, size, PANEL].
+    """
+    size, key_heads = step.head_size, step.key_heads
+    width = key_heads * size
+    keys = _floats(layer.keys + 4 * slot * step.capacity * width, step.capacity * width)
+    values = _floats(layer.values + 4 * (slot * step.capacity + position) * width, width)
+    fed = _floats(states, 2 * width)
+    panel, lane = position // PANEL * PANEL * width, position % PANEL
+    finite = True
+    for i in range(width):
+        number = fed[i]
+        if not math.isfinite(number):
+            finite, number = False, np.float32(0.0)
+        keys[panel + i * PANEL + lane] = number
+    for i in range(width):
+        number = fed[width + i]
+        values[i] = number if math.isfinite(number) else np.float32(0.0)
+    return finite
+
+
+# ---------------------------------------------------------------- attention
+
+
+@njit
+def _attend(step, layer, team):
+    """Attention of all tokens: a few consecutive ones of a row and one key head at a time, dealt out to the threads."""
+    group = step.heads // step.key_heads
+    together = max(1, ROWS // group)
+    scratch = step.scratch + 4 * team[0] * step.scratch_size
+    pieces = carray(_integers_at(step.pieces), (step.num_pieces, 4))
+    item = 0
+    for piece in range(step.num_pieces):
+        slot, offset, start, number = pieces[piece]
+        for first in range(0, number, together):
+            for head in range(step.key_heads):
+                if item % team[1] == team[0]:
+                    some = min(together, number - first)
+                    _attend_some(step, layer, head, slot, offset + first, start + first, some, scratch)
+                item += 1
+
+
+@njit(fastmath=_SUMS)
+def _attend_some(step, layer, head, slot, token, position, number, scratch):
+    """Attention of `number` tokens from `token` on, at consecutive positions, over one key head.
+
+    A weight behind a token's own position is 0 and adds nothing, bit for bit, to what tokens beside it need there.
+    """
+    size, width = step.head_size, step.key_heads * step.head_size
+    group = step.heads // step.key_heads
+    rows = number * group
+    last = position + number - 1
+    low = max(0, position - layer.window + 1) // PANEL * PANEL if layer.window > 0 else 0
+    extent = last // PANEL * PANEL + PANEL - low
+    queries, results, scores = scratch, scratch + 4 * rows * size, scratch + 8 * rows * size
+    stride = _width((step.heads + 2 * step.key_heads) * size)
+    for row in range(rows):
+        source = step.qkv + 4 * ((token + row // group) * stride + (head * group + row % group) * size)
+        taken, query = _floats(source, size), _floats(queries + 4 * row * size, size)
+        for i in range(size):
+            query[i] = taken[i] * layer.scaling
+    keys = layer.keys + 4 * (slot * step.capacity * width + low * width + head * size * PANEL)
+    for block in range(0, extent, PANEL):
+        for row in range(0, rows, ROWS):
+            some = min(ROWS, rows - row)
+            place = scores + 4 * (row * extent + block)
+            _set_tile(some, queries + 4 * row * size, size, keys + 4 * block * width, PANEL, size, place, extent)
+    for row in range(rows):
+        own = position + row // group
+        begin = max(0, own - layer.window + 1) if layer.window > 0 else 0
+        _weigh(_floats(scores + 4 * row * extent, extent), begin - low, own + 1 - low)
+    values = layer.values + 4 * ((slot * step.capacity + low) * width + head * size)
+    _mix(scores, extent, rows, values, width, last + 1 - low, size, results)
+    for row in range(rows):
+        target = step.attended + 4 * ((token + row // group) * step.heads + head * group + row % group) * size
+        result, place = _floats(results + 4 * row * size, size), _floats(target, size)
+        for i in range(size):
+            place[i] = result[i]
+
+
+@njit(fastmath=_SUMS)
+def _weigh(scores, begin, end):
+    """Softmax of scores[begin:end] in place, 0 elsewhere."""
+    for i in range(begin):
+        scores[i] = np.float32(0.0)
+    for i in range(end, len(scores)):
+        scores[i] = np.float32(0.0)
+    top = _largest(scores, begin, end)
+    total = np.float32(0.0)
+    for i in range(begin, end):
+        scores[i] = _exp(scores[i] - top)
+    for i in range(begin, end):
+        total += scores[i]
+    factor = np.float32(1.0) / total
+    for i in range(begin, end):
+        scores[i] *= factor
+
+
+@njit
+def _largest(scores, begin, end):
+    """The largest score, in as many lanes as a panel has: a comparison at a time would wait for the one before."""
+    lanes = np.full(PANEL, np.float32(-np.inf), np.float32)
+    whole = (end - begin) // PANEL * PANEL + begin
+    for block in range(begin, whole, PANEL):
+        for i in range(PANEL):
+            lanes[i] = scores[block + i] if scores[block + i] > lanes[i] else lanes[i]
+    top = np.float32(-np.inf)
+    for i in range(PANEL):
+        top = lanes[i] if lanes[i] > top else top
+    for i in range(whole, end):
+        top = scores[i] if scores[i] > top else top
+    return top
+
+
+@njit(fastmath={"contract"})
+def _mix(weights, extent, rows, values, width, number, size, out):
+    """out [rows, size] = weights [rows, number] times values [number, size]."""
+    whole = size // PANEL * PANEL
+    for row in range(0, rows, ROWS):
+        some = min(ROWS, rows - row)
+        for part in range(0, whole, PANEL):
+            place = out + 4 * (row * size + part)
+            _set_tile(some, weights + 4 * row * extent, extent, values + 4 * part, width, number, place, size)
+    if whole == size:
+        return
+    taken = _floats(values, (number - 1) * width + size)
+    for row in range(rows):
+        weight, result = _floats(weights + 4 * row * extent, number), _floats(out + 4 * row * size, size)
+        result[whole:] = np.float32(0.0)
+        for i in range(number):
+            for j in range(whole, size):
+                result[j] += weight[i] * taken[i * width + j]
+
+
+# ---------------------------------------------------------------- the forward
+
+
+@njit
+def _embed(step, slots, wide, team):
+    """Copies the embeddings of this thread's tokens; every thread learns the slots of all tokens."""
+    ids = carray(_integers_at(step.ids), step.tokens)
+    for token in range(team[0], step.tokens, team[1]):
+        source = _floats(step.embedding + 4 * ids[token] * step.hidden, step.hidden)
+        place = _floats(step.stream + 4 * token * wide, wide)
+        place[: step.hidden] = source
+        place[step.hidden :] = np.float32(0.0)
+    pieces = carray(_integers_at(step.pieces), (step.num_pieces, 4))
+    for piece in range(step.num_pieces):
+        slot, offset, _, number = pieces[piece]
+        slots[offset : offset + number] = slot
+
+
+@njit
+def _forward(step, team):
+    tokens, hidden, queries = step.tokens, step.hidden, step.heads * step.head_size
+    wide, opened = _width(hidden), _width(step.inner)
+    states = _width(queries + 2 * step.key_heads * step.head_size)
+    slots = np.empty(tokens, np.int64)
+    layers = carray(_layers_at(step.layers), step.num_layers)
+    _embed(step, slots, wide, team)
+    _barrier()
+    for i in range(step.num_layers):
+        layer = layers[i]
+        _norm_rows(step.stream, step.normed, wide, tokens, hidden, layer.input_norm, layer.input_eps, team)
+        _barrier()
+        _multiply(step.normed, wide, tokens, layer.qkv, hidden, layer.qkv_bias, step.qkv, states, False, team)
+        _barrier()
+        _rotate_and_store(step, layer, slots, i == step.num_layers - 1, team)
+        _barrier()
+        _attend(step, layer, team)
+        _barrier()
+        given = step.attended, queries, tokens
+        _multiply(*given, layer.output, queries, layer.output_bias, step.stream, wide, True, team)
+        _barrier()
+        _norm_rows(step.stream, step.normed, wide, tokens, hidden, layer.inner_norm, layer.inner_eps, team)
+        _barrier()
+        _open(step.normed, wide, tokens, layer, hidden, step.opened, opened, team)
+        _barrier()
+        _multiply(step.opened, opened, tokens, layer.down, step.inner, layer.down_bias, step.stream, wide, True, team)
+        _barrier()
+    _logits(step, slots, wide, team)
+
+
+@njit
+def _logits(step, slots, wide, team):
+    """Logits of the wanted tokens; NaN where a token at or before is broken: what attention would have passed on."""
+    width, number = step.head_panels * PANEL, step.num_wanted
+    wanted = carray(_integers_at(step.wanted), number)
+    positions = carray(_integers_at(step.positions), step.tokens)
+    for i in range(team[0], number, team[1]):
+        source = step.stream + 4 * wanted[i] * wide
+        _norm_row(source, step.hidden, step.norm, step.eps, step.normed + 4 * i * wide)
+    _barrier()
+    _multiply(step.normed, wide, number, step.head, step.hidden, 0, step.logits, width, False, team)
+    _barrier()
+    for i in range(team[0], number, team[1]):
+        token = wanted[i]
+        flags = carray(_bytes_at(step.broken + slots[token] * step.capacity), step.capacity)
+        if _any(flags, positions[token] + 1):
+            line = _floats(step.logits + 4 * i * width, width)
+            line[:] = np.float32(np.nan)
+
+
+@njit
+def _any(flags, number):
+    found = np.uint8(0)
+    for i in range(number):
+        found |= flags[i]
+    return found != 0
+
+
+@cfunc(types.void(types.CPointer(_STEP)), cache=True)
+def run_forward(step: Any) -> None:
+    """One forward; to be called by every thread of a team."""
+    _forward(carray(step, 1)[0], (_thread(), _threads()))
+
+
+@cfunc(types.void(types.CPointer(_PRODUCT)), cache=True)
+def run_product(product: Any) -> None:
+    """One product; to be called by every thread of a team."""
+    p = carray(product, 1)[0]
+    _multiply(p.x, p.inner, p.rows, p.weight, p.inner, 0, p.out, p.panels * PANEL, False, (_thread(), _threads()))

@@ -1,0 +1,151 @@
+"""The tile: a few rows times one panel of a matrix, the one loop that all products of the compiled forward are made of.
+
+A panel holds PANEL outputs of a matrix side by side, [in, PANEL]. Each output is summed over the inputs in their order, by
+one fused multiply-add each, so its bits depend on its own row alone: not on how many rows run beside it, nor on threads.
+The accumulators of up to ROWS rows stay in vector registers, which no compiler does by itself with a loop over an array;
+hence the instructions are written down here.
+"""
+# mypy: disable-error-code="untyped-decorator,attr-defined"
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+from specrouter_llm.runtime.openmp import gnu_openmp
+
+LANES: int
+ROWS: int
+_, _, _features = cpu_target.target_context.codegen().magic_tuple()
+LANES, ROWS = (16, 8) if "+avx512f" in _features else (8, 6)
+"""Numbers in a vector, and rows in a tile: their sums, twice as many vectors as rows, must fit in the registers."""
+VECTORS = 2
+PANEL: int = VECTORS * LANES
+"""Outputs in a panel."""
+
+_FLOAT = ir.FloatType()
+_VECTOR = ir.VectorType(_FLOAT, LANES)
+_INDEX = ir.IntType(64)
+_INT = ir.IntType(32)
+
+
+def make_tile(*, add: bool) -> Callable[..., None]:
+    """The tile for jitted code: (rows, x, x_stride, w, w_stride, inner, out, out_stride), for 1 to ROWS rows.
+
+    Pointers are addresses; strides count float32 numbers, from row to row of x and out and from input to input of w.
+    `add` adds to what stands in `out`.
+    """
+
+    @intrinsic
+    def tile(
+        typing: Any, rows: Any, x: Any, x_stride: Any, w: Any, w_stride: Any, inner: Any, out: Any, out_stride: Any
+    ) -> tuple[Any, Callable[..., Any]]:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            done = builder.append_basic_block("done")
+            choice = builder.switch(args[0], done)
+            for number in range(1, ROWS + 1):
+                block = builder.append_basic_block("tile")
+                choice.add_case(_INDEX(number), block)
+                builder.position_at_end(block)
+                _emit(builder, number, add, *args[1:])
+                builder.branch(done)
+            builder.position_at_end(done)
+            return context.get_dummy_value()
+
+        return types.void(*(types.intp,) * 8), generate
+
+    return tile  # type: ignore[no-any-return]
+
+
+def _emit(
+    b: Any, rows: int, add: bool, x: Any, x_stride: Any, w: Any, w_stride: Any, inner: Any, out: Any, out_stride: Any
+) -> None:
+    fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32")
+    inputs = [_at(b, x, b.mul(x_stride, _INDEX(row))) for row in range(rows)]
+    panel = _at(b, w, _INDEX(0))
+    before, loop, after = b.block, b.append_basic_block("inner"), b.append_basic_block("sums")
+    b.branch(loop)
+    b.position_at_end(loop)
+    step = b.phi(_INDEX)
+    step.add_incoming(_INDEX(0), before)
+    sums = [[b.phi(_VECTOR) for _ in range(VECTORS)] for _ in range(rows)]
+    weights = [_load(b, b.gep(panel, [b.add(b.mul(step, w_stride), _INDEX(LANES * v))])) for v in range(VECTORS)]
+    summed = []
+    for line, start in zip(sums, inputs, strict=True):
+        number = _spread(b, b.load(b.gep(start, [step])))
+        summed.append([b.call(fma, [number, weight, total]) for weight, total in zip(weights, line, strict=True)])
+    following = b.add(step, _INDEX(1))
+    step.add_incoming(following, loop)
+    for line, new in zip(sums, summed, strict=True):
+        for total, value in zip(line, new, strict=True):
+            total.add_incoming(_VECTOR([0.0] * LANES), before)
+            total.add_incoming(value, loop)
+    b.cbranch(b.icmp_signed("<", following, inner), loop, after)
+    b.position_at_end(after)
+    for row, line in enumerate(summed):
+        for v, value in enumerate(line):
+            place = _at(b, out, b.add(b.mul(out_stride, _INDEX(row)), _INDEX(LANES * v)))
+            result = b.fadd(_load(b, place), value) if add else value
+            b.store(result, b.bitcast(place, _VECTOR.as_pointer())).align = 4
+
+
+def _at(b: Any, address: Any, offset: Any) -> Any:
+    """A pointer to the float at an address and an offset."""
+    return b.gep(b.inttoptr(address, _FLOAT.as_pointer()), [offset])
+
+
+def _load(b: Any, place: Any) -> Any:
+    loaded = b.load(b.bitcast(place, _VECTOR.as_pointer()))
+    loaded.align = 4
+    return loaded
+
+
+def _spread(b: Any, number: Any) -> Any:
+    """A vector of one number."""
+    undefined = _VECTOR(ir.Undefined)
+    first = b.insert_element(undefined, number, _INT(0))
+    return b.shuffle_vector(first, undefined, ir.VectorType(_INT, LANES)([0] * LANES))
+
+
+def pointer_to(kind: Any) -> Callable[[Any], Any]:
+    """For jitted code: the pointer to numbers or records of a kind at an address, which `numba.carray` makes an array of."""
+
+    @intrinsic
+    def pointer(typing: Any, address: Any) -> tuple[Any, Callable[..., Any]]:
+        return types.CPointer(kind)(types.intp), _to_pointer
+
+    return pointer  # type: ignore[no-any-return]
+
+
+def _to_pointer(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+
+@intrinsic
+def float_of_bits(typing: Any, bits: Any) -> tuple[Any, Callable[..., Any]]:
+    """The float32 number that these 32 bits say."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _FLOAT)
+
+    return types.float32(types.int32), generate
+
+
+def link_team() -> None:
+    """Tells the compiler where torch's OpenMP is, whose functions jitted code calls by name.
+
+    Raises:
+        ImportError: torch does not run on GNU's OpenMP.
+    """
+    library = gnu_openmp()
+    if library is None:
+        raise ImportError("torch does not run on GNU's OpenMP here")
+    for name in ("GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads"):
+        llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)

@@ -1,0 +1,248 @@
+"""The compiled runner: the model's own logits, bit for bit the same in any company, in any pieces, on any number of threads."""
+
+import copy
+import logging
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from specrouter_llm.errors import UnsupportedModelError
+from specrouter_llm.runtime import select
+from specrouter_llm.runtime.batch import Span
+from specrouter_llm.runtime.lean import LeanRunner
+from specrouter_llm.runtime.select import make_runner, packing_bytes
+
+pytest.importorskip("numba")
+compiled = pytest.importorskip("specrouter_llm.runtime.compiled", reason="torch does not run on GNU's OpenMP here")
+CompiledRunner = compiled.CompiledRunner
+from specrouter_llm.runtime.panels import Panels  # noqa: E402  # needs numba
+from specrouter_llm.runtime.tile import PANEL, ROWS  # noqa: E402
+
+SHAPE = {
+    "vocab_size": 50,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.3,
+}
+SCALED = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+# Heads narrower than a panel, as wide as one, as two, and one and a bit; more queries to a key head than a tile has rows.
+MODELS = {
+    "llama": lambda: LlamaForCausalLM(
+        LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True, tie_word_embeddings=True)
+    ),
+    "llama3-rope": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, head_dim=32, rope_parameters=SCALED)),
+    "llama-many-queries": lambda: LlamaForCausalLM(
+        LlamaConfig(**SHAPE | {"num_attention_heads": 12, "num_key_value_heads": 1}, head_dim=64)
+    ),
+    "mistral-sliding": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=7)),
+    "mistral-wider": lambda: MistralForCausalLM(MistralConfig(**SHAPE, head_dim=32, sliding_window=50)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=40)),
+}
+
+
+def make(kind):
+    """With biases and norms that are not those of a fresh model: zeros and ones."""
+    torch.manual_seed(0)
+    model = MODELS[kind]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return model
+
+
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("kind", MODELS)
+def test_ragged_steps_equal_a_fresh_forward(kind, data):
+    """Rows of any length, over garbage of earlier rejections, get the logits of the model's own fresh run."""
+    model = make(kind)
+    twin = copy.deepcopy(model)
+    runner = CompiledRunner("m", model, num_slots=3, context_length=1024)
+    held = [[], [], []]
+    for _ in range(4):
+        spans, wanted = [], []
+        for slot in data.draw(st.permutations([0, 1, 2]))[: data.draw(st.integers(1, 3))]:
+            keep = data.draw(st.integers(0, len(held[slot])))  # the rest was rejected
+            fed = data.draw(st.lists(st.integers(0, 49), min_size=1, max_size=40))
+            num_logits = data.draw(st.integers(0, len(fed)))
+            held[slot] = [*held[slot][:keep], *fed]
+            spans.append(Span(slot, keep, fed, num_logits))
+            with torch.inference_mode():
+                full = twin(torch.tensor([held[slot]]), use_cache=False).logits[0]
+            wanted.append(full[len(held[slot]) - num_logits :])
+        assert torch.allclose(torch.cat(wanted), runner.forward(spans), atol=3e-4, rtol=1e-3)
+
+
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("kind", ["llama3-rope", "llama-many-queries", "mistral-wider", "qwen3"])
+def test_bits_do_not_depend_on_company_pieces_or_threads(kind, data):
+    """The reported guarantee; more than 512 positions move the cache between two pieces."""
+    runner = CompiledRunner("m", make(kind), num_slots=3, context_length=1024)
+    assert runner.guarantee == "bitwise"
+    length = data.draw(st.sampled_from([5, 130, 600]))
+    ids = [(i * i + 3 * i) % 50 for i in range(length)]
+    whole = runner.forward([Span(0, 0, ids, length)])
+    cuts = sorted(data.draw(st.sets(st.integers(1, length - 1), max_size=6)))
+    pieces = []
+    threads = torch.get_num_threads()
+    try:
+        for start, end in zip([0, *cuts], [*cuts, length], strict=True):
+            torch.set_num_threads(data.draw(st.sampled_from([1, 2, 3])))
+            mate = data.draw(st.integers(0, 9))
+            mates = [Span(1, data.draw(st.integers(0, 200)), ids[:mate], 0)] if mate else []
+            pieces.append(runner.forward([*mates, Span(2, start, ids[start:end], end - start)]))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(whole, torch.cat(pieces))
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_panels_are_the_linear_layers(data):
+    """One or several layers side by side, of any size; a row's bits are the same among any number of rows."""
+    inner = data.draw(st.integers(1, 70))
+    sizes = data.draw(st.lists(st.integers(1, 3 * PANEL), min_size=1, max_size=3))
+    torch.manual_seed(0)
+    sources = [nn.Linear(inner, size, bias=False) for size in sizes]
+    panels = Panels(sources)
+    rows = torch.randn(data.draw(st.integers(0, 3 * ROWS)), inner)
+    found = panels(rows)
+    with torch.inference_mode():
+        expected = torch.cat([source(rows) for source in sources], dim=-1)
+    assert torch.allclose(expected, found, atol=1e-4)
+    for count in range(len(rows)):
+        assert torch.equal(panels(rows[:count]), found[:count])
+        assert torch.equal(panels(rows[count:]), found[count:])
+
+
+def test_the_plain_weights_are_freed_or_kept():
+    """Our own copy gives its memory to the packed one; a caller's model stays as it was."""
+    model = make("llama")
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        before = model(ids).logits
+    kept = CompiledRunner("m", model, num_slots=1, context_length=512, keep=True)
+    with torch.inference_mode():
+        assert torch.equal(before, model(ids).logits)
+    logits = kept.forward([Span(0, 0, [1, 2, 3], 3)])
+    own = CompiledRunner("m", model, num_slots=1, context_length=512, keep=False)
+    assert torch.equal(logits, own.forward([Span(0, 0, [1, 2, 3], 3)]))
+    assert model.model.layers[0].mlp.down_proj.weight.numel() == 0
+    assert model.get_input_embeddings().weight.numel() > 0
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama3-rope", "mistral-sliding"])
+def test_a_broken_token_breaks_what_follows_and_nothing_else(kind):
+    """Its own logits and those of later positions of its row, until it is overwritten."""
+    model = make(kind)
+    runner = CompiledRunner("m", model, num_slots=2, context_length=512)
+    expected = runner.forward([Span(0, 0, [1, 2, 3], 3), Span(1, 0, [1, 2, 3], 3)])
+    with torch.no_grad():
+        model.model.embed_tokens.weight[5] = torch.nan
+        model.model.embed_tokens.weight[7] = torch.inf
+    for bad in (5, 7):
+        found = runner.forward([Span(0, 0, [1, 2, bad, 6, 7], 4), Span(1, 1, [2, 3], 2)])
+        assert [False, True, True, True, False, False] == found.isnan().all(dim=1).tolist()
+        assert torch.equal(expected[4:], found[4:])
+        assert torch.equal(expected[2:3], runner.forward([Span(0, 2, [3], 1)]))
+        assert runner.forward([Span(0, 3, [bad], 1)]).isnan().all()
+    runner.clear(0)
+    assert torch.equal(expected[:3], runner.forward([Span(0, 0, [1, 2, 3], 3)]))
+
+
+def test_no_logits_are_wanted_in_the_middle_of_a_prompt():
+    """An empty answer, and the same logits afterwards."""
+    runner = CompiledRunner("m", make("qwen2"), num_slots=1, context_length=512)
+    expected = runner.forward([Span(0, 0, [1, 2, 3, 4], 1)])
+    assert runner.forward([Span(0, 0, [1, 2, 3], 0)]).shape == (0, 50)
+    assert torch.equal(expected, runner.forward([Span(0, 3, [4], 1)]))
+
+
+def test_a_model_that_computes_something_else_is_refused():
+    """The check at load, not the list of names, has the last word."""
+    model = make("llama")
+    model.model.layers[1].mlp.act_fn = nn.ReLU()
+    with pytest.raises(UnsupportedModelError, match="differ from those of transformers"):
+        CompiledRunner("m", model, num_slots=1, context_length=512)
+
+
+def test_who_is_compiled(monkeypatch, caplog):
+    """Llama-like models with a SiLU gate; others, and all of them without numba, run as before."""
+    options = {"num_slots": 1, "context_length": 512, "keep": True}
+    model = make("qwen2")
+    assert type(make_runner("m", model, pack=True, **options)) is CompiledRunner
+    torch.manual_seed(0)
+    other = LlamaForCausalLM(LlamaConfig(**SHAPE, hidden_act="gelu")).eval()
+    assert type(make_runner("m", other, pack=True, **options)) is LeanRunner
+    select._has_compiler.cache_clear()
+    monkeypatch.setattr(select.importlib.util, "find_spec", lambda name: None)
+    with caplog.at_level(logging.WARNING):
+        assert type(make_runner("m", model, pack=True, **options)) is LeanRunner
+    assert 'pip install "specrouter-llm[cpu]"' in caplog.text
+    select._has_compiler.cache_clear()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_what_it_takes_is_accounted_for(kind, keep):
+    """Plain weights and panels together, with the head that is tied to the embedding and without."""
+    model = make(kind)
+    plain = sum(parameter.nbytes for parameter in model.parameters())
+    promised = packing_bytes(model, keep)
+    runner = CompiledRunner("m", model, num_slots=1, context_length=512, keep=keep)
+    left = sum(parameter.nbytes for parameter in model.parameters())
+    assert plain + promised.copies == left + sum(matrix._weight.nbytes for matrix in runner.matrices)
+    assert not promised.kernels
+
+
+NARROW = """
+import test_compiled as t
+from specrouter_llm.runtime import tile
+assert (tile.PANEL, tile.ROWS) == (16, 6)
+for kind in ("llama3-rope", "llama-many-queries", "qwen3"):
+    t.test_ragged_steps_equal_a_fresh_forward(kind)
+    t.test_bits_do_not_depend_on_company_pieces_or_threads(kind)
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="asks for another processor of this kind")
+def test_processors_with_narrower_vectors(tmp_path):
+    """What one without AVX-512 runs: half the panel, half the rows."""
+    target = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma"}
+    env = os.environ | target | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", NARROW], env=env, capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
