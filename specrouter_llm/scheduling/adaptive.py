@@ -25,7 +25,7 @@ from specrouter_llm.scheduling.search import Search, StepChoice
 from specrouter_llm.scheduling.similarity import Similarity, regime
 from specrouter_llm.types import RouteCandidate
 
-REPLAN_STEPS, LEAST_STEPS = 16, 4
+REPLAN_STEPS, LEAST_STEPS = 16, 8
 """A search is reused for the first number of steps; for the second if an estimate moved materially; not at all if a row
 came or went, or if acceptance has changed."""
 ALL_STEPS = 64
@@ -379,18 +379,21 @@ class AdaptivePolicy:
     # ---------------------------------------------------------------- learning
 
     def _learn_latency(self, step: StepObservation) -> None:
-        spent = 0.0
+        alike: dict[tuple[str, int, int, bool], list[Forward]] = {}
         for forward in step.forwards:
-            spent += forward.seconds
             if forward.level in self._proposers:
                 forward = Forward(forward.level, forward.num_rows, forward.num_rows, 0, forward.seconds)
             if self._reconsidered and forward.level == self._target:
                 continue  # the search may have been longer
             if forward.level == self._target and forward.num_tokens == forward.num_rows:
                 self._plain_trials.seen(forward.num_rows, self._step)
-            self._latency.observe(forward)
+            key = forward.level, forward.num_rows, forward.num_tokens, forward.looped
+            alike.setdefault(key, []).append(forward)
+        for some in alike.values():
+            mean = sum(forward.seconds for forward in some) / len(some)
+            self._latency.observe(some[0] if len(some) == 1 else replace(some[0], seconds=mean))
         self._reconsidered = False
-        self._latency.observe_overhead(step.seconds - spent)
+        self._latency.observe_overhead(step.seconds - sum(forward.seconds for forward in step.forwards))
 
     def _settle(self, decision: Decision, step: StepObservation, committed: int) -> None:
         """Journal, switches, and what a probe cost."""

@@ -35,7 +35,8 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A level caught up with a row: how many of the tokens it lacked it would have chosen too. Nothing is censored here."""
+    """How many of some committed tokens a level would have chosen too, without the target having verified it: those that
+    it lacked and caught up with, or those that it proposed to a middle level."""
 
     level: str
     total: int

@@ -10,6 +10,10 @@ biased low: for alpha = 0.8 and windows of 8 it tends to 0.42.
 Text is easy in some places and hard in others, so a token after an accepted one is accepted more often than the first one
 of a proposal. Both are counted for each pair of the workload, and their distance from what they are together, its tilt, is
 put on every estimate: P(at least k accepted) = (alpha + tilt_1) (alpha + tilt_2)^(k - 1).
+
+Two levels that agree with the target in shares a and b of all places agree with each other in at least a + b - 1 of them
+and at most 1 - |a - b| (Fréchet's bounds). Most pairs never meet, and all have been held against the target: a prior that
+lies outside is put on the border.
 """
 
 from __future__ import annotations
@@ -48,6 +52,8 @@ TILT_STRENGTH = 40.0
 LEAST_ALPHA = 0.005
 MAX_WINDOW = 16
 """Tokens that a level offers at most."""
+MOVED_SHARE, MOVED_LEAST = 0.2, 0.005
+"""A value has moved materially once it has by this share of 1 - alpha and this much more."""
 IDLE_STEPS = 64
 """A level without trials during so many steps of a row is idle."""
 
@@ -57,6 +63,11 @@ def regime(temperature: float) -> int:
     if temperature <= 0:
         return 0
     return 1 if temperature <= 0.5 else 2 if temperature <= 1 else 3
+
+
+def bounded(prior: Array | float, lower: Array | float, upper: Array | float) -> Array:
+    """The prior of a pair of levels that agree with the target at these rates."""
+    return np.asarray(np.minimum(np.maximum(prior, lower + upper - 1), 1 - np.abs(lower - upper)))
 
 
 def expected_match(simscore: float, bucket: int) -> float:
@@ -132,7 +143,7 @@ class Similarity:
         self._rows: dict[int, tuple[int, _Evidence]] = {}
         self._faded = 0
         self.moved = False
-        """Whether a value moved materially since the last `acceptance`: by 0.1 (1 - alpha) + 0.005."""
+        """Whether a value moved materially since the last `acceptance`."""
 
     def _prior_table(self, prior: Mapping[tuple[str, str], float], bucket: int) -> tuple[Array, Array]:
         """[L, M] prior means and their strengths."""
@@ -191,7 +202,7 @@ class Similarity:
                 own.strength[cell] = OWN_STRENGTH
             if own.reported is not None and not self.moved:
                 before = float(own.reported[cell])
-                self.moved = abs(self._alpha(cell, bucket, own) - before) > 0.1 * (1 - before) + 0.005
+                self.moved = abs(self._alpha(cell, bucket, own) - before) > MOVED_SHARE * (1 - before) + MOVED_LEAST
         self.moved |= changed
         return changed
 
@@ -271,6 +282,9 @@ class Similarity:
 
     def _alpha(self, cell: tuple[int, int], bucket: int, own: _Evidence | None) -> float:
         mean, strength = (float(table[cell]) for table in self._priors[bucket])
+        if cell[1] != len(self.models) - 1:
+            pair = cell[0], cell[1] + self._num_lookups
+            mean = float(bounded(mean, *(self._target_alpha(level, bucket, own) for level in pair)))
         workload = self._workload.get(bucket)
         if workload is not None:
             counts = workload.matches
@@ -280,6 +294,9 @@ class Similarity:
             strength = float(own.strength[cell])
             mean = (float(counts.hits[cell]) + strength * mean) / (float(counts.total[cell]) + strength)
         return mean
+
+    def _target_alpha(self, level: int, bucket: int, own: _Evidence | None) -> float:
+        return self._alpha((level, len(self.models) - 1), bucket, own)
 
     def acceptance(self, rows: Sequence[tuple[int, int]], optimism: float = 0.0) -> Acceptance:
         """Arrays for a search over rows (row_id, regime), `optimism` standard errors above the estimates.
@@ -324,6 +341,9 @@ class Similarity:
     def _table(self, bucket: int, own: _Evidence, optimism: float) -> Array:
         """[L, M] shrunk estimates: the row towards the workload towards the prior."""
         prior, strength = self._priors[bucket]
+        target = np.array([self._target_alpha(level, bucket, own) for level in range(len(self.lower))])
+        met = bounded(prior[:, :-1], target[:, None], target[None, self._num_lookups :])
+        prior = np.concatenate([met, prior[:, -1:]], axis=1)
         workload = self._workload.get(bucket)
         known: Array = strength
         if workload is not None:

@@ -11,6 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from specrouter_llm.scheduling.evidence import InnerProposal, scores_of
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import (
     Forward,
@@ -201,7 +202,7 @@ class Simulator:
         row.remaining -= len(tokens)
         self.tokens += len(tokens)
         trials = tuple(run.trials.get(row.row_id, ()))
-        scores = tuple(run.scores.get(row.row_id, ()))
+        scores = (*run.scores.get(row.row_id, ()), *scores_of(run.inner.get(row.row_id, ()), tokens))
         return RowObservation(row.row_id, plan, trials, len(tokens), row.remaining <= 0, scores)
 
     def noisy(self) -> float:
@@ -221,6 +222,7 @@ class _Run:
         self.log: list[Forward] = []
         self.trials: dict[int, list[Trial]] = {}
         self.scores: dict[int, list[Score]] = {}
+        self.inner: dict[int, list[InnerProposal]] = {}
         self.fed: dict[int, dict[str, list[int]]] = {}
         self.seconds = 0.0
 
@@ -273,6 +275,9 @@ class _Run:
             if below is not None and proposal:
                 trial = Trial(below.top, model, len(proposal), len(tokens) - 1)
                 self.trials.setdefault(row.row_id, []).append(trial)
+                if model != self._pool.target:
+                    inner = InnerProposal(below.top, hypothesis, proposal)
+                    self.inner.setdefault(row.row_id, []).append(inner)
         self._charge(
             Forward(model, len(rows), fed_tokens, context, self._pool.models[model].seconds(fed_tokens, context))
         )

@@ -64,9 +64,7 @@ class _Test:
         position = len(self.row.token_ids) + len(self.hypothesis) - self.scored
         return Segment(self.row.sampler, position, self.context, self.count)
 
-    def score(self, level: str, choices: Sequence[int | None]) -> Score | None:
-        if not self.scored:
-            return None
+    def score(self, level: str, choices: Sequence[int | None]) -> Score:
         committed = self.row.token_ids[-self.scored :]
         return Score(level, self.scored, sum(a == b for a, b in zip(choices, committed, strict=False)))
 
@@ -104,10 +102,10 @@ class VerifyProcessor:
             meanwhile()
         blocks = logits.split([test.count for test in tests]) if keep_logits else [None] * len(rows)
         chosen = choose(logits, [test.segment() for test in tests])
-        verified = [
-            replace(_accept(test.proposal, choices[test.scored :], block), score=test.score(model, choices))
-            for test, choices, block in zip(tests, chosen, blocks, strict=True)
-        ]
+        verified = []
+        for test, choices, block in zip(tests, chosen, blocks, strict=True):
+            found = _accept(test.proposal, choices[test.scored :], block)
+            verified.append(replace(found, score=test.score(model, choices)) if test.scored else found)
         fed, context = [len(span.token_ids) for span in spans], sum(span.end for span in spans)
         seconds = time.perf_counter() - started
         log.append(Forward(model, len(rows), sum(fed), context, seconds, longest=max(fed)))

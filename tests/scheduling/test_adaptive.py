@@ -166,16 +166,19 @@ def test_nothing_is_reconsidered_while_only_forced_chains_run(monkeypatch):
         policy.observe(StepObservation((forced,), (Forward("target", 1, 1, 100, 0.05),), 0.05))
 
 
-@pytest.mark.slow
-def test_50_pools():
-    """Random pools of up to 16 models. The aim is 1.05 for all; a few of the large ones miss it."""
+def fifty_pools():
     sizes = random.Random(0)
-    found = [regret(seed, sizes.choice([2, 3, 4, 4, 6, 8, 12, 16]), sizes.random() < 0.4) for seed in range(50)]
-    late = sorted(ratio for _, ratio in found)
+    return [(seed, sizes.choice([2, 3, 4, 4, 6, 8, 12, 16]), sizes.random() < 0.4) for seed in range(50)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("tenth", range(10))
+def test_50_pools(tenth):
+    """Random pools of up to 16 models, 16,000 tokens: a run of 4,000 tells the same policy apart from itself by 3 %."""
+    found = [regret(*each, tokens=16_000) for each in fifty_pools()[tenth::10]]
     print("all", [round(r, 3) for r, _ in found], "late", [round(r, 3) for _, r in found])
-    assert statistics.median(late) <= 1.02
-    assert late[45] <= 1.05
-    assert late[-1] <= 1.1
+    assert max(max(each) for each in found) <= 1.05
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from specrouter_llm.scheduling.policy import Trial
-from specrouter_llm.scheduling.similarity import Similarity, expected_match, regime
+from specrouter_llm.scheduling.similarity import Similarity, bounded, expected_match, regime
 
 
 def trial(rng, alpha, window=8):
@@ -110,3 +112,28 @@ def test_a_few_trials_tilt_nothing():
     found = similarity.acceptance([(0, 0)])
     assert abs(found.target_tilts).max() < 0.02
     assert 0 < found.target_survival.min() <= found.target_survival.max() < 1
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 2)] * 3), min_size=1, max_size=60))
+def test_no_true_rate_lies_outside_the_bounds(choices):
+    """Of three levels that chose whatever they chose."""
+    lower = sum(a == t for a, _, t in choices) / len(choices)
+    upper = sum(b == t for _, b, t in choices) / len(choices)
+    pair = sum(a == b for a, b, _ in choices) / len(choices)
+    assert float(bounded(pair, lower, upper)) == pytest.approx(pair)
+
+
+def test_levels_that_never_met_are_known_by_the_target():
+    """Both agree with the target nearly always: so they do with each other, whatever the prior says; counts outweigh it."""
+    similarity = Similarity(["a", "b", "t"], [], {("a", "b"): 0.2})
+    assert similarity.alpha("a", "b") == pytest.approx(0.6 + 0.6 - 1)
+    for step in range(200):
+        trials = [Trial(lower, "t", 10, 9 if step % 2 else 10) for lower in "ab"]
+        similarity.observe(0, 0, trials, step)
+    known = similarity.alpha("a", "t", row_id=0)
+    assert known > 0.9
+    assert similarity.alpha("a", "b", row_id=0) == pytest.approx(2 * known - 1, abs=1e-6)
+    assert similarity.acceptance([(0, 0)]).pairs[0, 1] == pytest.approx(2 * known - 1, abs=1e-6)
+    for step in range(200, 400):
+        similarity.observe(0, 0, [Trial("a", "b", 10, 5)], step)
+    assert similarity.alpha("a", "b", row_id=0) < 2 * known - 1.01

@@ -62,6 +62,19 @@ def test_pieces_add_up_behind_a_prompt(any_tokenizer, data):
 
 @PROPERTY
 @given(data=st.data())
+def test_several_ids_at_once_are_several_ids(any_tokenizer, data):
+    """Whatever the cuts, after each part as much text is out as one by one."""
+    tail, output = data.draw(ids_of(any_tokenizer, 10)), data.draw(ids_of(any_tokenizer))
+    together, single = Detokenizer(any_tokenizer, tail), Detokenizer(any_tokenizer, tail)
+    while output:
+        number = data.draw(st.integers(1, 6))
+        part, output = output[:number], output[number:]
+        assert together.push_all(part) == "".join(map(single.push, part))
+    assert together.flush() == single.flush()
+
+
+@PROPERTY
+@given(data=st.data())
 def test_released_text_is_final(any_tokenizer, data):
     """What was returned is a beginning of the decoded text under every continuation."""
     output, more = data.draw(ids_of(any_tokenizer, 30)), data.draw(ids_of(any_tokenizer, 6))

@@ -99,8 +99,11 @@ def test_the_prompt_decides_about_the_first_space(tokenizers):
     """Behind special tokens and behind text, the first word is what decoding it there gives."""
     tokenizer = tokenizers["sentencepiece"]
     word = tokenizer.get_vocab()["▁hi"]
-    assert TextStream(tokenizer, tokenizer.encode("a</s>"), []).push(word) == (" hi", None)
-    assert TextStream(tokenizer, [], []).push(word) == ("hi", None)
+    for prompt, text in ((tokenizer.encode("a</s>"), " hi"), ([], "hi")):
+        stream = TextStream(tokenizer, prompt, [])
+        assert stream.push(word) == ("", None)
+        assert stream.release() == text
+        assert stream.release() == ""
 
 
 def test_special_tokens_have_no_text(any_tokenizer):
