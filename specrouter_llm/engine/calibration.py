@@ -205,9 +205,14 @@ def measure(
     Medians of `repeats`, choice of a token included. The last model is the target, which never loops. `seconds` is shared
     by the models; whoever is slow gets fewer points, but at least the first. Runs in slot 0, which must be free: what it
     writes there lies behind the mask.
+
+    The time begins when the caches hold what is measured: making room in many slots once ate all of the target's, and what
+    64 tokens cost was guessed from what one does.
     """
     forwards: dict[str, Samples] = {}
     loops: dict[str, Samples] = {}
+    for runner in runners.values():
+        _forward(runner, 1, _contexts(runner)[-1])
     deadline = time.perf_counter() + seconds
     with tqdm(runners.items(), desc="Calibrating", unit="model", disable=not progress, leave=False) as bar:
         for done, (name, runner) in enumerate(bar):
@@ -229,17 +234,22 @@ def _sizes(runner: Runner) -> list[int]:
     return list(dict.fromkeys([*first, *(size for size in runner.token_sizes if size <= GRID[-1])]))
 
 
+def _contexts(runner: Runner) -> list[int]:
+    """Where to measure, rising."""
+    return sorted({min(context, max(0, runner.context_length - GRID[-1])) for context in _CONTEXTS})
+
+
 def _measure_one(runner: Runner, clock: Clock, sizes: Sequence[int], budget: float, repeats: int) -> Samples:
     """Everything once before anything twice; how the context tells for few tokens only."""
     deadline = time.perf_counter() + budget
-    near, *far = sorted({min(context, max(0, runner.context_length - GRID[-1])) for context in _CONTEXTS})
+    near, *far = _contexts(runner)
     few = [tokens for tokens in sizes if tokens in GRID and tokens <= _FAR_TOKENS]
     points = [*((tokens, near) for tokens in sizes), *((tokens, context) for context in far for tokens in few)]
     points = [(tokens, context) for tokens, context in points if context + tokens <= runner.context_length]
     times: dict[tuple[int, int], list[float]] = {}
     for context in (*far, near):
         clock(runner, 1, context)
-    last = clock(runner, 1, near)  # the first calls have made room in the cache
+    last = clock(runner, 1, near)
     for turn in range(repeats):
         for point in points:
             last = min(times[point]) if point in times else last

@@ -70,6 +70,27 @@ def test_slow_models_share_the_time():
     assert {n for n, _, _ in samples["quick"]} == set(GRID)
 
 
+class SlowToGrow(TableRunner):
+    """Its first forward in a long context takes longer than there is time for all of them."""
+
+    capacity = 512
+
+    def forward(self, spans):
+        if max(span.end for span in spans) > self.capacity:
+            self.capacity = 1024
+            time.sleep(0.6)
+        return super().forward(spans)
+
+
+def test_growing_a_cache_takes_nothing_from_what_is_measured():
+    """Of this model and of those after it: all sizes are measured, none is guessed."""
+    runners = {name: SlowToGrow(name, torch.zeros(8, 8)) for name in ("draft", "target")}
+    samples = measure(runners, seconds=0.5, progress=False).forwards
+    for name in runners:
+        assert {n for n, _, _ in samples[name]} == set(GRID)
+        assert max(seconds for _, _, seconds in samples[name]) < 0.1
+
+
 class Looping(SlowRunner):
     """A forward takes long, a loop does not."""
 
