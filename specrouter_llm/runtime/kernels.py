@@ -30,6 +30,11 @@ _bytes_at = pointer_to(types.uint8)
 _layers_at = pointer_to(_LAYER)
 _SUMS = {"reassoc", "contract", "nsz", "arcp"}
 """What the order of sums within one number may be changed to; not-a-number stays what it is."""
+_PLAIN = njit(error_model="numpy")
+"""A division by zero is an infinity: a check for it in every loop would keep the compiler from using vectors."""
+_FUSED = njit(error_model="numpy", fastmath={"contract"})
+_REORDERED = njit(error_model="numpy", fastmath=_SUMS)
+_INLINE = njit(error_model="numpy", fastmath=_SUMS, inline="always")
 _barrier = types.ExternalFunction("GOMP_barrier", types.void())
 _thread = types.ExternalFunction("omp_get_thread_num", types.int32())
 _threads = types.ExternalFunction("omp_get_num_threads", types.int32())
@@ -37,19 +42,19 @@ _threads = types.ExternalFunction("omp_get_num_threads", types.int32())
 _set_tile, _add_tile = make_tile(add=False), make_tile(add=True)
 
 
-@njit
+@_PLAIN
 def _width(outputs):
     """Outputs, rounded up to whole panels."""
     return (outputs + PANEL - 1) // PANEL * PANEL
 
 
-@njit
+@_PLAIN
 def _share(number, team):
     """The first and the one after the last of so many things that are this thread's."""
     return number * team[0] // team[1], number * (team[0] + 1) // team[1]
 
 
-@njit
+@_PLAIN
 def _floats(address, number):
     return carray(_floats_at(address), number)
 
@@ -57,7 +62,7 @@ def _floats(address, number):
 # ---------------------------------------------------------------- products
 
 
-@njit
+@_PLAIN
 def _add_bias(bias, first, rows, out, stride):
     if bias != 0:
         values = _floats(bias + 4 * first, PANEL)
@@ -67,7 +72,7 @@ def _add_bias(bias, first, rows, out, stride):
                 line[i] += values[i]
 
 
-@njit
+@_PLAIN
 def _multiply(x, x_stride, rows, w, inner, bias, out, stride, add, team):
     """This thread's panels of out [rows, stride] = (out +) x w + bias."""
     first, last = _share(stride // PANEL, team)
@@ -84,7 +89,7 @@ def _multiply(x, x_stride, rows, w, inner, bias, out, stride, add, team):
         _add_bias(bias, panel * PANEL, rows, out, stride)
 
 
-@njit(fastmath=_SUMS)
+@_REORDERED
 def _open(x, x_stride, rows, layer, inner, out, stride, team):
     """This thread's panels of out = silu(gate) * up; `out` holds the gate until it is used."""
     up = np.empty(ROWS * PANEL, np.float32)
@@ -107,7 +112,7 @@ def _open(x, x_stride, rows, layer, inner, out, stride, team):
                     gate[j] = gate[j] / (np.float32(1.0) + _exp(-gate[j])) * up[i * PANEL + j]
 
 
-@njit(inline="always")
+@_INLINE
 def _exp(x):
     """e^x in float32 to 2 units in the last place, after Cephes' expf; vectors of it, which libm has not."""
     x = min(max(x, np.float32(-87.3)), np.float32(88.0)) if x == x else x
@@ -127,7 +132,7 @@ def _exp(x):
 # ---------------------------------------------------------------- norms and rotation
 
 
-@njit(fastmath=_SUMS)
+@_REORDERED
 def _norm_row(x, size, weight, eps, out):
     """RMSNorm of one row; `out` may be `x`."""
     values, scale, result = _floats(x, size), _floats(weight, size), _floats(out, size)
@@ -139,13 +144,13 @@ def _norm_row(x, size, weight, eps, out):
         result[i] = scale[i] * (values[i] * factor)
 
 
-@njit
+@_PLAIN
 def _norm_rows(x, out, stride, rows, size, weight, eps, team):
     for row in range(team[0], rows, team[1]):
         _norm_row(x + 4 * row * stride, size, weight, eps, out + 4 * row * stride)
 
 
-@njit(fastmath=_SUMS)
+@_REORDERED
 def _rotate_head(x, size, cos, sin):
     half = size // 2
     first, second = _floats(x, half), _floats(x + 4 * half, half)
@@ -156,7 +161,7 @@ def _rotate_head(x, size, cos, sin):
         second[i] = b * cosine[half + i] + a * sine[half + i]
 
 
-@njit
+@_PLAIN
 def _rotate_and_store(step, layer, slots, mark, team):
     """Norms and rotates queries and keys of every token in place, and writes keys and values to the cache.
 
@@ -181,7 +186,7 @@ def _rotate_and_store(step, layer, slots, mark, team):
             flags[position] = not finite
 
 
-@njit
+@_PLAIN
 def _store(step, layer, states, slot, position):
     """Writes one token's keys and values; whether its keys are finite.
 
@@ -208,7 +213,7 @@ def _store(step, layer, states, slot, position):
 # ---------------------------------------------------------------- attention
 
 
-@njit
+@_PLAIN
 def _attend(step, layer, team):
     """Attention of all tokens: a few consecutive ones of a row and one key head at a time, dealt out to the threads."""
     group = step.heads // step.key_heads
@@ -226,7 +231,7 @@ def _attend(step, layer, team):
                 item += 1
 
 
-@njit(fastmath=_SUMS)
+@_REORDERED
 def _attend_some(step, layer, head, slot, token, position, number, scratch):
     """Attention of `number` tokens from `token` on, at consecutive positions, over one key head.
 
@@ -264,7 +269,7 @@ def _attend_some(step, layer, head, slot, token, position, number, scratch):
             place[i] = result[i]
 
 
-@njit(fastmath=_SUMS)
+@_REORDERED
 def _weigh(scores, begin, end):
     """Softmax of scores[begin:end] in place, 0 elsewhere."""
     for i in range(begin):
@@ -282,7 +287,7 @@ def _weigh(scores, begin, end):
         scores[i] *= factor
 
 
-@njit
+@_PLAIN
 def _largest(scores, begin, end):
     """The largest score, in as many lanes as a panel has: a comparison at a time would wait for the one before."""
     lanes = np.full(PANEL, np.float32(-np.inf), np.float32)
@@ -298,7 +303,7 @@ def _largest(scores, begin, end):
     return top
 
 
-@njit(fastmath={"contract"})
+@_FUSED
 def _mix(weights, extent, rows, values, width, number, size, out):
     """out [rows, size] = weights [rows, number] times values [number, size]."""
     whole = size // PANEL * PANEL
@@ -321,7 +326,7 @@ def _mix(weights, extent, rows, values, width, number, size, out):
 # ---------------------------------------------------------------- the forward
 
 
-@njit
+@_PLAIN
 def _embed(step, slots, wide, team):
     """Copies the embeddings of this thread's tokens; every thread learns the slots of all tokens."""
     ids = carray(_integers_at(step.ids), step.tokens)
@@ -336,7 +341,7 @@ def _embed(step, slots, wide, team):
         slots[offset : offset + number] = slot
 
 
-@njit
+@_PLAIN
 def _forward(step, team):
     tokens, hidden, queries = step.tokens, step.hidden, step.heads * step.head_size
     wide, opened = _width(hidden), _width(step.inner)
@@ -367,7 +372,7 @@ def _forward(step, team):
     _logits(step, slots, wide, team)
 
 
-@njit
+@_PLAIN
 def _logits(step, slots, wide, team):
     """Logits of the wanted tokens; NaN where a token at or before is broken: what attention would have passed on."""
     width, number = step.head_panels * PANEL, step.num_wanted
@@ -387,7 +392,7 @@ def _logits(step, slots, wide, team):
             line[:] = np.float32(np.nan)
 
 
-@njit
+@_PLAIN
 def _any(flags, number):
     found = np.uint8(0)
     for i in range(number):
@@ -395,13 +400,13 @@ def _any(flags, number):
     return found != 0
 
 
-@cfunc(types.void(types.CPointer(_STEP)), cache=True)
+@cfunc(types.void(types.CPointer(_STEP)), cache=True, error_model="numpy")
 def run_forward(step: Any) -> None:
     """One forward; to be called by every thread of a team."""
     _forward(carray(step, 1)[0], (_thread(), _threads()))
 
 
-@cfunc(types.void(types.CPointer(_PRODUCT)), cache=True)
+@cfunc(types.void(types.CPointer(_PRODUCT)), cache=True, error_model="numpy")
 def run_product(product: Any) -> None:
     """One product; to be called by every thread of a team."""
     p = carray(product, 1)[0]

@@ -81,8 +81,8 @@ def _has_compiler() -> bool:
     started = time.perf_counter()
     try:
         importlib.import_module("specrouter_llm.runtime.compiled")
-    except ImportError as error:
-        logger.warning("models on the CPU run without numba: %s", error)
+    except Exception as error:  # another OpenMP, a directory for numba's cache that cannot be written, an odd processor
+        logger.warning("models on the CPU run uncompiled, and slower: %s", error)
         return False
     logger.debug("the compiled forward was ready after %.1f s", time.perf_counter() - started)
     return True
