@@ -241,12 +241,13 @@ class _StepRun:
             keep_logits=keep_logits,
             meanwhile=self.meanwhile if final else None,
         )
-        for row, below, verification, *proposed in zip(rows, belows, verified, hypotheses, proposals, strict=True):
+        given = zip(rows, belows, verified, hypotheses, proposals, strict=True)
+        for row, below, verification, hypothesis, proposal in given:
             if below is not None and verification.num_proposed:
                 trial = Trial(below.top, model, verification.num_proposed, verification.num_accepted)
                 self.trials[row.slot].append(trial)
-                if not final:
-                    self.inner[row.slot].append(InnerProposal(below.top, *proposed))
+                if not final and not hypothesis:
+                    self.inner[row.slot].append(InnerProposal(below.top, proposal))
             if verification.score is not None and not final:
                 self.scores[row.slot].append(verification.score)
             if verification.failed and not final:

@@ -212,7 +212,7 @@ def measure(
     forwards: dict[str, Samples] = {}
     loops: dict[str, Samples] = {}
     for runner in runners.values():
-        _forward(runner, 1, _contexts(runner)[-1])
+        _forward(runner, min(_FAR_TOKENS, GRID[-1]), _contexts(runner)[-1])
     deadline = time.perf_counter() + seconds
     with tqdm(runners.items(), desc="Calibrating", unit="model", disable=not progress, leave=False) as bar:
         for done, (name, runner) in enumerate(bar):

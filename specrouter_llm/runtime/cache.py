@@ -64,9 +64,10 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyp
 
     def grow(self, capacity: int, used: Sequence[int]) -> None:
         """Room for `capacity` positions per slot; only positions ever written (`used` per slot) are copied."""
-        if self.keys is None:
+        if self.keys is None or self.keys.shape[1] == self.values.shape[1] == capacity:
             return
-        self.keys = _grown(self.keys, capacity, used)
+        if self.keys.shape[1] != capacity:
+            self.keys = _grown(self.keys, capacity, used)
         self._key_rows = self.keys.flatten(0, 1)
         self.values = _grown(self.values, capacity, used)
         self._value_rows = self.values.flatten(0, 1)
@@ -105,6 +106,8 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
         self.trash = trash
         self.capacity = rounded_up(max_length, STORAGE_STEP) if trash else STORAGE_STEP
         self.context: AttentionContext | None = None
+        self._growing = 0
+        """The capacity of layers that have grown, if others failed to."""
         self._used = [0] * num_slots
         self._broken: Tensor | None = None
         """[slots, capacity]: positions whose keys and values were not finite, and are stored as zeros."""
@@ -114,12 +117,13 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is untyped
         """Room for `length` positions in every slot. Grows layer by layer, so the peak is one layer's copy."""
         if length > self.max_length:
             raise ValueError(f"{length} positions were asked for, the cache is limited to {self.max_length}")
-        capacity = rounded_up(length, STORAGE_STEP)
+        capacity = max(rounded_up(length, STORAGE_STEP), self._growing)
         if capacity <= self.capacity:
             return
+        self._growing = capacity  # should one of them fail, the next forward begins with the rest
         for layer in self.layers:
             layer.grow(capacity, self._used)
-        if self._broken is not None:
+        if self._broken is not None and self._broken.shape[1] != capacity:
             self._broken = _grown(self._broken, capacity, self._used)
             self._broken_rows = self._broken.flatten()
         self.capacity = capacity

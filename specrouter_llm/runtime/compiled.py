@@ -1,7 +1,7 @@
 """The compiled runner: a Llama-like model in float32 on a CPU, its forward one function that numba has compiled.
 
 The same arithmetic as the Hugging Face modules, but for the order of sums. What it saves over torch's operators: a weight
-is read once, at the speed of memory, for up to eight tokens, and nothing stands between two products but a barrier. The
+is read once, at the speed of memory, for up to ROWS tokens, and nothing stands between two products but a barrier. The
 check at load compares it with the model's own forward.
 """
 
@@ -72,9 +72,9 @@ class CompiledRunner:
         self._head_dim: int = model.model.layers[0].self_attn.head_dim
         inputs = probe_inputs(self.vocab_size)
         expected = native_logits(model, inputs)
-        self._embedding: Tensor = model.get_input_embeddings().weight.detach()
+        self._embedding: Tensor = model.get_input_embeddings().weight.detach().contiguous()
         self._rotary: nn.Module = model.model.rotary_emb
-        self._norm: Tensor = model.model.norm.weight.detach()
+        self._norm: Tensor = model.model.norm.weight.detach().contiguous()
         self._layers = [_layer(layer, keep) for layer in model.model.layers]
         self._head = _pack([model.get_output_embeddings()], keep)
         self._table = np.array([_record(layer) for layer in self._layers], LAYER)
@@ -106,9 +106,11 @@ class CompiledRunner:
         step["norm"], step["eps"] = self._norm.data_ptr(), eps
 
     def forward(self, spans: Sequence[Span]) -> Tensor:
+        placed, self._placed = self._placed, 0  # should the cache fail to grow, some of its addresses are of no use
         self._cache.expect(spans)
-        if self._placed != self._cache.capacity:
+        if placed != self._cache.capacity:
             self._place()
+        self._placed = self._cache.capacity
         pieces: list[int] = []
         ids: list[int] = []
         positions: list[int] = []
@@ -126,7 +128,7 @@ class CompiledRunner:
             step[name] = address
             address += 8 * len(values)
         step["tokens"], step["num_wanted"], step["num_pieces"] = len(ids), len(wanted), len(spans)
-        logits = torch.empty(len(wanted), self._head.number * PANEL)
+        logits = torch.empty(len(wanted), self._head.number * PANEL, dtype=torch.float32, device="cpu")
         step["logits"] = logits.data_ptr()
         run_in_team(run_forward.address, self._step_address)
         return logits[:, : self.vocab_size]
@@ -142,7 +144,7 @@ class CompiledRunner:
         widths |= {"opened": step["inner"], "attended": queries}
         sizes = {name: tokens * _width(width) for name, width in widths.items()}
         scratch = self._scratch_size()
-        self._room = torch.empty(sum(sizes.values()) + threads * scratch)
+        self._room = torch.empty(sum(sizes.values()) + threads * scratch, dtype=torch.float32, device="cpu")
         address = self._room.data_ptr()
         for name, size in sizes.items():
             step[name] = address
@@ -161,14 +163,13 @@ class CompiledRunner:
         cache = self._cache
         if cache.capacity > len(self._cos):
             self._cos, self._sin = self._rotary_table(cache.capacity)
-        like = torch.empty(0, self._key_heads, self._head_dim)
+        like = torch.empty(0, self._key_heads, self._head_dim, dtype=torch.float32, device="cpu")
         for record, slabs in zip(self._table, cache.layers, strict=True):
             keys, values = slabs.rows(like, like)
             record["keys"], record["values"] = keys.data_ptr(), values.data_ptr()
         step = self._step[0]
         step["cos"], step["sin"] = self._cos.data_ptr(), self._sin.data_ptr()
         step["capacity"], step["broken"] = cache.capacity, cache.broken_slab(like.device).data_ptr()
-        self._placed = cache.capacity
 
     def _rotary_table(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin [length, D] by position; the sign of the rotated half is in sin."""
@@ -194,7 +195,8 @@ class CompiledRunner:
 
     def close(self) -> None:
         """Drops the cache and the packed weights."""
-        del self._cache, self._layers, self._head, self._table, self._step, self._embedding, self._norm, self._rotary
+        del self._cache, self._layers, self._head, self._table, self._step, self._room
+        del self._embedding, self._norm, self._rotary, self._cos, self._sin
 
 
 def compiled_bytes(model: PreTrainedModel) -> int:
@@ -218,7 +220,7 @@ def _layer(module: Any, keep: bool) -> _Layer:
     norms = [module.input_layernorm, module.post_attention_layernorm]
     norms += [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
     return _Layer(
-        norms=tuple(None if norm is None else norm.weight.detach() for norm in norms),
+        norms=tuple(None if norm is None else norm.weight.detach().contiguous() for norm in norms),
         matrices=tuple(_pack(group, keep) for group in _groups(module)),
         sizes=(
             window_of(attention) or 0,

@@ -2,9 +2,9 @@
 
 Between two barriers each thread has outputs of its own, and every one of them is computed in the same order however many
 tokens are fed, whoever computes it. So bits depend on a token's own past alone, by construction.
+Where a compiler may choose the order (the sums of norms and of softmax), it is a function of a size, or of a position.
 
-Everything that is compiled stands in this file: numba recompiles a file's functions when this file changes, not when
-another one does.
+Everything that is compiled stands in this file: numba does not see when a function of another one has changed.
 """
 # Compiled functions take addresses, sizes and records; numba infers their types.
 # ruff: noqa: ANN001, ANN202
@@ -12,7 +12,10 @@ another one does.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,8 @@ from specrouter_llm.runtime.records import LAYER, PRODUCT, STEP
 from specrouter_llm.runtime.tile import PANEL, ROWS, float_of_bits, link_team, make_tile, pointer_to
 
 link_team()  # before anything is compiled
+
+logger = logging.getLogger(__name__)
 
 _LAYER, _STEP, _PRODUCT = from_dtype(LAYER), from_dtype(STEP), from_dtype(PRODUCT)
 _floats_at = pointer_to(types.float32)
@@ -34,7 +39,6 @@ _PLAIN = njit(error_model="numpy")
 """A division by zero is an infinity: a check for it in every loop would keep the compiler from using vectors."""
 _FUSED = njit(error_model="numpy", fastmath={"contract"})
 _REORDERED = njit(error_model="numpy", fastmath=_SUMS)
-_INLINE = njit(error_model="numpy", fastmath=_SUMS, inline="always")
 _barrier = types.ExternalFunction("GOMP_barrier", types.void())
 _thread = types.ExternalFunction("omp_get_thread_num", types.int32())
 _threads = types.ExternalFunction("omp_get_num_threads", types.int32())
@@ -112,11 +116,11 @@ def _open(x, x_stride, rows, layer, inner, out, stride, team):
                     gate[j] = gate[j] / (np.float32(1.0) + _exp(-gate[j])) * up[i * PANEL + j]
 
 
-@_INLINE
+@_FUSED
 def _exp(x):
     """e^x in float32 to 2 units in the last place, after Cephes' expf; vectors of it, which libm has not."""
     x = min(max(x, np.float32(-87.3)), np.float32(88.0)) if x == x else x
-    whole = math.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
+    whole = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
     x = x - whole * np.float32(0.693359375)
     x = x - whole * np.float32(-2.12194440e-4)
     y = np.float32(1.9875691500e-4)
@@ -400,14 +404,34 @@ def _any(flags, number):
     return found != 0
 
 
-@cfunc(types.void(types.CPointer(_STEP)), cache=True, error_model="numpy")
-def run_forward(step: Any) -> None:
-    """One forward; to be called by every thread of a team."""
-    _forward(carray(step, 1)[0], (_thread(), _threads()))
+def _entries(sources: str, *, cache: bool) -> tuple[Any, Any]:
+    """What Python calls: one forward, and one product, each to be called by every thread of a team.
+
+    numba compiles anew when this file or what a function closes over has changed; `sources` stands for the other files.
+    """
+
+    @cfunc(types.void(types.CPointer(_STEP)), cache=cache, error_model="numpy")
+    def run_forward(step):
+        _ = sources
+        _forward(carray(step, 1)[0], (_thread(), _threads()))
+
+    @cfunc(types.void(types.CPointer(_PRODUCT)), cache=cache, error_model="numpy")
+    def run_product(product):
+        _ = sources
+        p = carray(product, 1)[0]
+        _multiply(p.x, p.inner, p.rows, p.weight, p.inner, 0, p.out, p.panels * PANEL, False, (_thread(), _threads()))
+
+    return run_forward, run_product
 
 
-@cfunc(types.void(types.CPointer(_PRODUCT)), cache=True, error_model="numpy")
-def run_product(product: Any) -> None:
-    """One product; to be called by every thread of a team."""
-    p = carray(product, 1)[0]
-    _multiply(p.x, p.inner, p.rows, p.weight, p.inner, 0, p.out, p.panels * PANEL, False, (_thread(), _threads()))
+def _compiled() -> tuple[Any, Any]:
+    files = (Path(__file__).with_name(name) for name in ("tile.py", "records.py"))
+    sources = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    try:
+        return _entries(sources, cache=True)
+    except (RuntimeError, OSError) as error:
+        logger.warning("the compiled forward cannot be kept, every start compiles it: %s; set NUMBA_CACHE_DIR", error)
+        return _entries(sources, cache=False)
+
+
+run_forward, run_product = _compiled()

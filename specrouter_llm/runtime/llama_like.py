@@ -29,7 +29,7 @@ def linear_groups(model: PreTrainedModel) -> list[list[nn.Linear]]:
 
 
 def window_of(attention: Any) -> int | None:
-    """The layer's own window; Mistral's layers all take the config's."""
+    """The layer's own window; Mistral's layers all take the config's, which says nothing about others."""
     if hasattr(attention, "sliding_window"):
         return attention.sliding_window  # type: ignore[no-any-return]  # modules are untyped
-    return getattr(attention.config, "sliding_window", None)
+    return getattr(attention.config, "sliding_window", None) if attention.config.model_type == "mistral" else None

@@ -28,7 +28,9 @@ class Panels:
         self.in_features = sources[0].in_features
         self.out_features = sum(linear.out_features for linear in sources)
         self.number = -(-self.out_features // PANEL)
-        self._weight = torch.zeros(self.number, self.in_features, PANEL)
+        # Compiled code reads float32, whatever torch's defaults are by now.
+        shape = self.number, self.in_features, PANEL
+        self._weight = torch.zeros(shape, dtype=torch.float32, device="cpu")
         done = 0
         for linear in sources:
             self._write(linear.weight.detach(), done)
@@ -63,7 +65,7 @@ class Panels:
     def __call__(self, rows: Tensor) -> Tensor:
         """[n, in] -> [n, out], without the bias."""
         rows = rows.contiguous()
-        out = torch.empty(len(rows), self.number * PANEL)
+        out = torch.empty(len(rows), self.number * PANEL, dtype=torch.float32, device="cpu")
         numbers = (rows.data_ptr(), len(rows), self.in_features, self.weight_address, self.number, out.data_ptr())
         product = np.array([numbers], PRODUCT)
         run_in_team(run_product.address, product.ctypes.data)

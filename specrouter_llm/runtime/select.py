@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from specrouter_llm.runtime.graphs import BatchForward, CudaCapture, GraphRunner, by_modules
 from specrouter_llm.runtime.lean import LeanRunner, can_run_lean, lean_shapes
 from specrouter_llm.runtime.llama_like import MODEL_TYPES, SILU
@@ -63,7 +65,15 @@ def make_runner(
 def _can_compile(model: PreTrainedModel, device: str = "cpu") -> bool:
     """Whether the compiled runner knows the architecture and can be had; for `device` see `packable`."""
     known = model.config.model_type in MODEL_TYPES and model.config.hidden_act in SILU
-    return known and is_plain(model, device) and _has_compiler()
+    return known and is_plain(model, device) and _is_float32(model) and _has_compiler()
+
+
+def _is_float32(model: PreTrainedModel) -> bool:
+    """Whether all parameters are, every id of the head has an embedding, and the head has no bias: compiled code asks none
+    of that."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    known = head.bias is None and embedding.num_embeddings >= head.out_features
+    return known and all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
 def _compiled_runner(name: str, model: PreTrainedModel, **options: Any) -> Runner:

@@ -10,6 +10,7 @@ hence the instructions are written down here.
 from __future__ import annotations
 
 import ctypes
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,8 @@ from specrouter_llm.runtime.openmp import gnu_openmp
 LANES: int
 ROWS: int
 _, _, _features = cpu_target.target_context.codegen().magic_tuple()
+if platform.machine() in ("x86_64", "AMD64") and "+fma" not in _features:
+    raise ImportError("this processor has no fused multiply-add")
 LANES, ROWS = (16, 8) if "+avx512f" in _features else (8, 6)
 """Numbers in a vector, and rows in a tile: their sums, twice as many vectors as rows, must fit in the registers."""
 VECTORS = 2

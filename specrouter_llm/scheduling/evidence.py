@@ -9,25 +9,23 @@ from specrouter_llm.scheduling.policy import Score
 
 
 class InnerProposal(NamedTuple):
-    """Tokens that a level proposed to a middle level, behind a hypothesis of the step."""
+    """Tokens that a level proposed to a middle level right behind the committed ones.
+
+    Not those behind a hypothesis: where one came true the text is easy, and a level would seem better than it is.
+    """
 
     level: str
-    hypothesis: Sequence[int]
     token_ids: Sequence[int]
 
 
 def scores_of(proposals: Iterable[InnerProposal], committed: Sequence[int]) -> tuple[Score, ...]:
-    """How often the levels would have been right had they drafted for the target, as far as it is known.
+    """How often the levels would have been right had they drafted for the target: each token up to the first wrong one.
 
-    A proposal counts if its hypothesis came true, and each of its tokens up to the first that did not. Where the known part
-    ends does not depend on what the level says there, so no count is biased.
+    Where the known part ends, after `committed`, does not depend on what a level says there, so no count is biased.
     """
     found = []
-    for level, hypothesis, token_ids in proposals:
-        start = len(hypothesis)
-        if list(hypothesis) != list(committed[:start]):
-            continue
-        known = committed[start : start + len(token_ids)]
+    for level, token_ids in proposals:
+        known = committed[: len(token_ids)]
         matched = next((i for i, (a, b) in enumerate(zip(token_ids, known, strict=False)) if a != b), len(known))
         if known:
             found.append(Score(level, matched + (matched < len(known)), matched))

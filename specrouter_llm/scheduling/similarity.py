@@ -13,7 +13,8 @@ put on every estimate: P(at least k accepted) = (alpha + tilt_1) (alpha + tilt_2
 
 Two levels that agree with the target in shares a and b of all places agree with each other in at least a + b - 1 of them
 and at most 1 - |a - b| (Fréchet's bounds). Most pairs never meet, and all have been held against the target: a prior that
-lies outside is put on the border.
+lies outside is put on the border. The rates that are known are of different places, so this is a rule of thumb for priors;
+counts of the pair itself outweigh it.
 """
 
 from __future__ import annotations

@@ -275,9 +275,8 @@ class _Run:
             if below is not None and proposal:
                 trial = Trial(below.top, model, len(proposal), len(tokens) - 1)
                 self.trials.setdefault(row.row_id, []).append(trial)
-                if model != self._pool.target:
-                    inner = InnerProposal(below.top, hypothesis, proposal)
-                    self.inner.setdefault(row.row_id, []).append(inner)
+                if model != self._pool.target and not hypothesis:
+                    self.inner.setdefault(row.row_id, []).append(InnerProposal(below.top, proposal))
         self._charge(
             Forward(model, len(rows), fed_tokens, context, self._pool.models[model].seconds(fed_tokens, context))
         )

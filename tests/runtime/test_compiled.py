@@ -1,6 +1,7 @@
 """The compiled runner: the model's own logits, bit for bit the same in any company, in any pieces, on any number of threads."""
 
 import copy
+import itertools
 import logging
 import os
 import platform
@@ -25,7 +26,7 @@ from transformers import (
 )
 
 from specrouter_llm.errors import UnsupportedModelError
-from specrouter_llm.runtime import select
+from specrouter_llm.runtime import cache, select
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.lean import LeanRunner
 from specrouter_llm.runtime.select import make_runner, packing_bytes
@@ -33,7 +34,8 @@ from specrouter_llm.runtime.select import make_runner, packing_bytes
 pytest.importorskip("numba")
 compiled = pytest.importorskip("specrouter_llm.runtime.compiled", reason="torch does not run on GNU's OpenMP here")
 CompiledRunner = compiled.CompiledRunner
-from specrouter_llm.runtime.panels import Panels  # noqa: E402  # needs numba
+from specrouter_llm.runtime import kernels  # noqa: E402  # needs numba
+from specrouter_llm.runtime.panels import Panels  # noqa: E402
 from specrouter_llm.runtime.tile import PANEL, ROWS  # noqa: E402
 
 SHAPE = {
@@ -190,6 +192,61 @@ def test_no_logits_are_wanted_in_the_middle_of_a_prompt():
     assert torch.equal(expected, runner.forward([Span(0, 3, [4], 1)]))
 
 
+def test_torch_defaults_are_not_ours():
+    """Another thread that loads a model in bfloat16 changes torch's default for a while; compiled code writes float32."""
+    runner = CompiledRunner("m", make("llama3-rope"), num_slots=2, context_length=1024)
+    ids = [(i * 7) % 50 for i in range(600)]  # more than the cache and the room of the first forwards hold
+    expected = runner.forward([Span(0, 0, ids, 600)])
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        other = CompiledRunner("m", make("llama3-rope").float(), num_slots=2, context_length=1024)
+        found = [each.forward([Span(1, 0, ids, 600)]) for each in (runner, other)]
+    finally:
+        torch.set_default_dtype(before)
+    assert found[0].dtype == found[1].dtype == torch.float32
+    assert torch.equal(expected, found[0])
+
+
+@pytest.mark.parametrize("kind", [CompiledRunner, LeanRunner])
+@pytest.mark.parametrize("call", range(6))
+def test_a_cache_that_cannot_grow_stays_sound(kind, call, monkeypatch):
+    """Memory runs out in the middle of growing: what was there is still right, and the next forward grows the rest."""
+    runner = kind("m", make("qwen2"), num_slots=3, context_length=1024)
+    ids = [(i * 7) % 50 for i in range(520)]
+    mate = [Span(1, 0, [1, 2, 3, 4], 4)]
+    expected = runner.forward([Span(0, 0, ids, 1), *mate])
+    runner = kind("m", make("qwen2"), num_slots=3, context_length=1024)
+    runner.forward([Span(0, 0, ids[:500], 0), Span(1, 0, [1, 2], 0)])
+    calls = itertools.count()
+    grow = cache._grown
+
+    def failing(*given):
+        if next(calls) == call:
+            raise MemoryError
+        return grow(*given)
+
+    monkeypatch.setattr(cache, "_grown", failing)
+    if call < 5:  # two layers of keys and values, and the flags
+        with pytest.raises(MemoryError):
+            runner.forward([Span(0, 500, ids[500:], 1)])
+    found = [runner.forward([Span(1, 2, [3, 4], 2)]), runner.forward([Span(0, 500, ids[500:], 1)])]
+    assert torch.allclose(expected[:1], found[1], atol=1e-4)
+    assert torch.allclose(expected[3:], found[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("runner", [CompiledRunner, LeanRunner])
+def test_only_mistral_has_a_window_in_its_config(runner):
+    """A Llama whose config names one, as a converted Mistral's may, attends to everything."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE, sliding_window=5)).eval()
+    ids = list(range(30))
+    with torch.inference_mode():
+        expected = model(torch.tensor([ids]), use_cache=False).logits[0]
+    found = runner("m", model, num_slots=1, context_length=512).forward([Span(0, 0, ids, 30)])
+    assert torch.allclose(expected, found, atol=3e-4, rtol=1e-3)
+
+
 def test_a_model_that_computes_something_else_is_refused():
     """The check at load, not the list of names, has the last word."""
     model = make("llama")
@@ -206,6 +263,13 @@ def test_who_is_compiled(monkeypatch, caplog):
     torch.manual_seed(0)
     other = LlamaForCausalLM(LlamaConfig(**SHAPE, hidden_act="gelu")).eval()
     assert type(make_runner("m", other, pack=True, **options)) is LeanRunner
+    for change in (lambda m: m.model.embed_tokens.to(torch.bfloat16), lambda m: m.model.norm.double()):
+        odd = make("qwen2")
+        change(odd)
+        assert not select._can_compile(odd)
+    odd = make("qwen2")
+    odd.lm_head = nn.Linear(48, 50, bias=True)
+    assert not select._can_compile(odd)
     select._has_compiler.cache_clear()
     monkeypatch.setattr(select.importlib.util, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
@@ -227,6 +291,20 @@ def test_what_it_takes_is_accounted_for(kind, keep):
     assert not promised.kernels
 
 
+def test_what_cannot_be_kept_is_compiled_at_every_start(monkeypatch, caplog):
+    """A machine without a directory that numba may write to is told, and runs as fast."""
+
+    def entries(sources, *, cache):
+        if cache:
+            raise RuntimeError("no locator available")
+        return sources, cache
+
+    monkeypatch.setattr(kernels, "_entries", entries)
+    sources, cache = kernels._compiled()
+    assert (len(sources), cache) == (64, False)
+    assert "set NUMBA_CACHE_DIR" in caplog.text
+
+
 NARROW = """
 import test_compiled as t
 from specrouter_llm.runtime import tile
@@ -246,3 +324,12 @@ def test_processors_with_narrower_vectors(tmp_path):
         [sys.executable, "-c", NARROW], env=env, capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="asks for another processor of this kind")
+def test_processors_without_fused_multiply_add_are_refused(tmp_path):
+    """They would call a function for every product."""
+    env = os.environ | {"NUMBA_CPU_NAME": "nehalem", "NUMBA_CPU_FEATURES": "+sse4.2", "NUMBA_CACHE_DIR": str(tmp_path)}
+    script = "import specrouter_llm.runtime.tile"
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert "ImportError: this processor has no fused multiply-add" in done.stderr
