@@ -31,14 +31,14 @@ chains-stories       := speed -w stories --peer none $(call limit,8)
 chains-mix           := speed -w mix --peer none $(call limit,2)
 # Batches: the sizes, and eight rows of every workload.
 some                 := --chain ngram@8 --chain demo/draft@4
-batch-1-4            := batch -w $(GSM8K) --batch 1 --batch 2 --batch 4 --groups 2 --max-tokens 48 --limit 32
+batch-1-4            := batch -w $(GSM8K) --batch 1 --batch 2 --batch 4 --groups 6 --max-tokens 48 --limit 32
 batch-8              := batch -w $(GSM8K) --batch 8 --groups 3 --max-tokens 48 --limit 32
 batch-16             := batch -w $(GSM8K) --batch 16 --groups 2 --max-tokens 32 --limit 32 $(some)
 batch-32             := batch -w $(GSM8K) --batch 32 --groups 2 --max-tokens 24 --limit 32 $(some)
 batch-8-code         := batch -w $(HUMANEVAL) --batch 8 --groups 2 --max-tokens 48 --limit 16 --no-peer $(some)
 batch-8-rag          := batch -w rag --batch 8 --groups 2 --max-tokens 48 --limit 8 --no-peer $(some)
-batch-8-qa           := batch -w '$(SPEC_BENCH)\#qa' --batch 8 --groups 2 --max-tokens 48 --limit 16 --no-peer $(some)
-batch-8-stories      := batch -w stories --batch 8 --groups 2 --max-tokens 48 --limit 8 --no-peer $(some)
+batch-8-qa           := batch -w '$(SPEC_BENCH)\#qa' --batch 8 --groups 4 --max-tokens 48 --limit 32 --no-peer $(some)
+batch-8-stories      := batch -w stories --batch 8 --groups 4 --max-tokens 48 --limit 8 --no-peer $(some)
 # Steps: over one token and over the floor; what the engine does between its forwards.
 step                 := step
 overhead             := overhead $(call limit,8)
