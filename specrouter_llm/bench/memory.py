@@ -30,6 +30,7 @@ from specrouter_llm.errors import RequestFailedError
 from specrouter_llm.pool.demo import DEMO, DEMO_MEMBERS
 from specrouter_llm.pool.family import widened_family
 from specrouter_llm.runtime.packing import return_freed_memory
+from specrouter_llm.runtime.select import has_compiler
 from specrouter_llm.types import StepInfo
 
 DEPTHS = (0, 1, 2, 3)
@@ -146,7 +147,9 @@ def measure_here(task: Task) -> dict[str, Any]:
 
 
 def _warm_up(task: Task) -> None:
-    """What any engine takes: libraries, their pools, a tokenizer; no kernels, which are accounted for."""
+    """What any engine takes: libraries, the compiler among them, their pools, a tokenizer; no kernels, which are accounted
+    for."""
+    has_compiler()
     with SpecRouter.from_pretrained(
         f"{DEMO}/{DEMO_MEMBERS[-1]}", max_batch=1, pack=False, policy="off", progress=False
     ) as engine:

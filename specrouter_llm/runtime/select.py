@@ -65,7 +65,7 @@ def make_runner(
 def _can_compile(model: PreTrainedModel, device: str = "cpu") -> bool:
     """Whether the compiled runner knows the architecture and can be had; for `device` see `packable`."""
     known = model.config.model_type in MODEL_TYPES and model.config.hidden_act in SILU
-    return known and is_plain(model, device) and _is_float32(model) and _has_compiler()
+    return known and is_plain(model, device) and _is_float32(model) and has_compiler()
 
 
 def _is_float32(model: PreTrainedModel) -> bool:
@@ -83,7 +83,7 @@ def _compiled_runner(name: str, model: PreTrainedModel, **options: Any) -> Runne
 
 
 @functools.cache
-def _has_compiler() -> bool:
+def has_compiler() -> bool:
     """Whether numba and the OpenMP that it needs are here; compiles, if that was never done on this machine."""
     if importlib.util.find_spec("numba") is None:
         logger.warning('numba is not installed: models on the CPU run slower; pip install "specrouter-llm[cpu]"')

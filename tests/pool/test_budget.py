@@ -149,7 +149,7 @@ def test_packed_copies_are_counted(tmp_path, monkeypatch, kind, tied, borrowed):
     if not borrowed:
         source.save_pretrained(tmp_path)
         source = tmp_path
-    monkeypatch.setattr(select, "_has_compiler", lambda: False)  # what the compiled runner takes is tested with it
+    monkeypatch.setattr(select, "has_compiler", lambda: False)  # what the compiled runner takes is tested with it
     pool = ModelPool.load(ModelSpec(source, name="m"), packing=packing_bytes, device="cpu", progress=False)
     member, model = pool.memory.members[0], pool.target.model
     runner = make_runner("m", model, num_slots=1, context_length=512, pack=True, keep=borrowed)

@@ -270,12 +270,12 @@ def test_who_is_compiled(monkeypatch, caplog):
     odd = make("qwen2")
     odd.lm_head = nn.Linear(48, 50, bias=True)
     assert not select._can_compile(odd)
-    select._has_compiler.cache_clear()
+    select.has_compiler.cache_clear()
     monkeypatch.setattr(select.importlib.util, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
         assert type(make_runner("m", model, pack=True, **options)) is LeanRunner
     assert 'pip install "specrouter-llm[cpu]"' in caplog.text
-    select._has_compiler.cache_clear()
+    select.has_compiler.cache_clear()
 
 
 @pytest.mark.parametrize("keep", [True, False])

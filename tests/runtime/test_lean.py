@@ -208,7 +208,7 @@ def test_sizes_are_the_numbers_of_rows_that_are_run(padding, monkeypatch):
 
 def test_who_is_packed(monkeypatch):
     """Plain float32 layers on the CPU only; the runner follows, where nothing can be compiled."""
-    monkeypatch.setattr(select, "_has_compiler", lambda: False)
+    monkeypatch.setattr(select, "has_compiler", lambda: False)
     torch.manual_seed(0)
     model = MODELS["qwen2"]().eval()
     assert packable(model)
