@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ from specrouter_llm.pool.source import Checkpoint, first_line, rewrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_NO_THREADS = "HF_DEACTIVATE_ASYNC_LOAD"
+"""transformers' switch for loading in the calling thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +87,10 @@ def load_model(checkpoint: Checkpoint, config: PreTrainedConfig, plan: LoadPlan)
     elif plan.device is not None and torch.device(plan.device).type != "cpu":
         options["device_map"] = {"": plan.device}  # straight onto the device, and what bitsandbytes requires
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            checkpoint.location, config=config, dtype=plan.dtype, output_loading_info=True, **options
-        )
+        with _in_one_thread() if "device_map" not in options else nullcontext():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                checkpoint.location, config=config, dtype=plan.dtype, output_loading_info=True, **options
+            )
     except Exception as error:
         if isinstance(error, OSError) and "safetensors" in str(error) and not checkpoint.weight_files:
             raise UnsafeModelError(
@@ -98,6 +103,23 @@ def load_model(checkpoint: Checkpoint, config: PreTrainedConfig, plan: LoadPlan)
         raise rewrap(checkpoint.name, "loading the weights", error) from error
     _require_complete(checkpoint.name, info)
     return freeze(model)
+
+
+@contextmanager
+def _in_one_thread() -> Iterator[None]:
+    """Keeps transformers from loading in threads: each has a heap of its own, which holds on to what was freed in it.
+
+    A pool of 900 MiB on a CPU took 80 more than it was accounted for. On other devices threads are worth it.
+    """
+    before = os.environ.get(_NO_THREADS)
+    os.environ[_NO_THREADS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_NO_THREADS]
+        else:
+            os.environ[_NO_THREADS] = before
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:

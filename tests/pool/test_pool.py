@@ -1,11 +1,13 @@
 """The pool as a whole: names, defaults, loaded models, placement, progress, life cycle."""
 
 import gc
+import os
 import weakref
 
 import pytest
 import torch
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from specrouter_llm.config import ModelSpec
@@ -22,6 +24,25 @@ def test_duplicate_names(save_model, make_model):
     pool = ModelPool.load(folder, [ModelSpec(folder, name="other")], progress=False)
     assert list(pool.members) == ["twin", "other"]
     assert pool.drafts[0] is pool.members["other"]
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_models_on_a_cpu_are_loaded_in_one_thread(save_model, monkeypatch, before):
+    """Other threads' heaps would keep what was freed in them. The switch is as it was afterwards."""
+    name = "HF_DEACTIVATE_ASYNC_LOAD"
+    monkeypatch.delenv(name, raising=False)
+    if before is not None:
+        monkeypatch.setenv(name, before)
+    seen = []
+    load = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForCausalLM,
+        "from_pretrained",
+        lambda *args, **kwargs: (seen.append(os.environ.get(name)), load(*args, **kwargs))[1],
+    )
+    ModelPool.load(save_model("target"), device="cpu", progress=False)
+    assert seen == ["1"]
+    assert os.environ.get(name) == before
 
 
 def test_a_text_is_not_a_list_of_drafts(save_model):
