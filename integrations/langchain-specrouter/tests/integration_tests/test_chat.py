@@ -108,7 +108,9 @@ async def test_where_statistics_are_put(demo_engine):
         def on_custom_event(self, name, data, **kwargs):
             self.events = (*self.events, (name, data["model_name"], data["num_target_steps"]))
 
-    model = ChatSpecRouter(engine=demo_engine, max_tokens=8, stats_sinks={"additional_kwargs", "custom_event"})
+    # One chain: left to itself the router may have found a better one by the second answer, which takes fewer steps.
+    sinks = {"additional_kwargs", "custom_event"}
+    model = ChatSpecRouter(engine=demo_engine, max_tokens=8, chain=["demo/draft"], stats_sinks=sinks)
     handler = Handler()
     message = (RunnableLambda(lambda text: text) | model).invoke("hi", {"callbacks": [handler]})
     steps = message.additional_kwargs["speculative_decoding"]["num_target_steps"]
