@@ -37,12 +37,17 @@ def run_in_team(function: int, argument: int) -> None:
     """
     import torch
 
-    _team().GOMP_parallel(function, argument, torch.get_num_threads(), 0)
+    team_library().GOMP_parallel(function, argument, torch.get_num_threads(), 0)
 
 
 @cache
-def _team() -> ctypes.CDLL:
-    library = gnu_openmp()
+def team_library() -> ctypes.CDLL:
+    """GNU's OpenMP library, whose functions compiled code calls by name.
+
+    Raises:
+        ImportError: torch does not run on it.
+    """
+    library = _gnu_openmp()
     if library is None:
         raise ImportError("torch does not run on GNU's OpenMP here")
     library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
@@ -56,14 +61,14 @@ def _pause() -> Callable[[int], int] | None:
 
     LLVM's and Intel's have it too, but it means something else there, and they have no such problem that we know of.
     """
-    function = getattr(gnu_openmp(), "omp_pause_resource_all", None)
+    function = getattr(_gnu_openmp(), "omp_pause_resource_all", None)
     if function is not None:
         function.argtypes, function.restype = [ctypes.c_int], ctypes.c_int
     return function
 
 
 @cache
-def gnu_openmp() -> ctypes.CDLL | None:
+def _gnu_openmp() -> ctypes.CDLL | None:
     """GNU's OpenMP library, if it is what torch has loaded; no other is loaded for it."""
     import torch  # not above: what only waits for answers is light
 

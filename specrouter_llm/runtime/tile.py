@@ -20,7 +20,7 @@ from numba.core import cgutils, types
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from specrouter_llm.runtime.openmp import gnu_openmp
+from specrouter_llm.runtime.openmp import team_library
 
 LANES: int
 ROWS: int
@@ -64,7 +64,7 @@ def make_tile(*, add: bool) -> Callable[..., None]:
 
         return types.void(*(types.intp,) * 8), generate
 
-    return tile  # type: ignore[no-any-return]
+    return tile  # type: ignore[no-any-return]  # numba is untyped
 
 
 def _emit(
@@ -124,7 +124,7 @@ def pointer_to(kind: Any) -> Callable[[Any], Any]:
     def pointer(typing: Any, address: Any) -> tuple[Any, Callable[..., Any]]:
         return types.CPointer(kind)(types.intp), _to_pointer
 
-    return pointer  # type: ignore[no-any-return]
+    return pointer  # type: ignore[no-any-return]  # numba is untyped
 
 
 def _to_pointer(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -147,8 +147,6 @@ def link_team() -> None:
     Raises:
         ImportError: torch does not run on GNU's OpenMP.
     """
-    library = gnu_openmp()
-    if library is None:
-        raise ImportError("torch does not run on GNU's OpenMP here")
+    library = team_library()
     for name in ("GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads"):
         llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)

@@ -35,8 +35,8 @@ pytest.importorskip("numba")
 compiled = pytest.importorskip("specrouter_llm.runtime.compiled", reason="torch does not run on GNU's OpenMP here")
 CompiledRunner = compiled.CompiledRunner
 from specrouter_llm.runtime import kernels  # noqa: E402  # needs numba
-from specrouter_llm.runtime.panels import Panels  # noqa: E402
-from specrouter_llm.runtime.tile import PANEL, ROWS  # noqa: E402
+from specrouter_llm.runtime.panels import Panels  # noqa: E402  # needs numba
+from specrouter_llm.runtime.tile import PANEL, ROWS  # noqa: E402  # needs numba
 
 SHAPE = {
     "vocab_size": 50,
