@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from specrouter_llm.runtime.attention import STORAGE_STEP
-from specrouter_llm.runtime.batch import Span
+from specrouter_llm.runtime.batch import Span, blocks
 from specrouter_llm.runtime.cache import SlotCache
 from specrouter_llm.runtime.kernels import run_forward
 from specrouter_llm.runtime.llama_like import projections, window_of
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
 _PROBE_LENGTH = 80
 """Positions that the probe feeds: more than a panel of keys holds."""
-_ROOM = 128
-"""Tokens that there is always memory for."""
+_ROOM = 256
+"""Tokens that the compiled code takes in at once: as many as there is memory for between its stages. More at once are
+not faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class CompiledRunner:
         self._table = np.array([_record(layer) for layer in self._layers], LAYER)
         self._step = np.zeros(1, STEP)
         self._step_address: int = self._step.ctypes.data
-        self._room_shape = (0, 0, 0)
+        self._room_shape = (0, 0)
         self._describe(config, model.model.norm.variance_epsilon)
         self._cos, self._sin = self._rotary_table(STORAGE_STEP)
         self._cache = SlotCache(len(self._layers), len(inputs), STORAGE_STEP)
@@ -111,6 +112,17 @@ class CompiledRunner:
         if placed != self._cache.capacity:
             self._place()
         self._placed = self._cache.capacity
+        self._make_room()
+        wanted = sum(span.num_logits for span in spans)
+        logits = torch.empty(wanted, self._head.number * PANEL, dtype=torch.float32, device="cpu")
+        address = logits.data_ptr()
+        for block in blocks(spans, _ROOM):
+            self._run(block, address)
+            address += sum(span.num_logits for span in block) * 4 * logits.shape[1]
+        return logits[:, : self.vocab_size]
+
+    def _run(self, spans: Sequence[Span], logits: int) -> None:
+        """One call of the compiled code, whose logits go to an address."""
         pieces: list[int] = []
         ids: list[int] = []
         positions: list[int] = []
@@ -120,7 +132,6 @@ class CompiledRunner:
             ids += span.token_ids
             positions += range(span.start, span.end)
             wanted += range(len(ids) - span.num_logits, len(ids))
-        self._make_room(len(ids))
         step, lists = self._step[0], (pieces, ids, positions, wanted)
         given = np.array([*pieces, *ids, *positions, *wanted], np.int64)
         address = given.ctypes.data
@@ -128,21 +139,19 @@ class CompiledRunner:
             step[name] = address
             address += 8 * len(values)
         step["tokens"], step["num_wanted"], step["num_pieces"] = len(ids), len(wanted), len(spans)
-        logits = torch.empty(len(wanted), self._head.number * PANEL, dtype=torch.float32, device="cpu")
-        step["logits"] = logits.data_ptr()
+        step["logits"] = logits
         run_in_team(run_forward.address, self._step_address)
-        return logits[:, : self.vocab_size]
 
-    def _make_room(self, count: int) -> None:
-        """Memory for what a forward of `count` tokens hands from stage to stage; that of a long prompt is not kept."""
-        shape = max(count, _ROOM), self._cache.capacity, torch.get_num_threads()
+    def _make_room(self) -> None:
+        """Memory for what _ROOM tokens hand from stage to stage, and for the attention of every thread."""
+        shape = self._cache.capacity, torch.get_num_threads()
         if shape == self._room_shape:
             return
-        step, tokens, threads = self._step[0], shape[0], shape[2]
+        step, threads = self._step[0], shape[1]
         queries, keys = self._heads * self._head_dim, self._key_heads * self._head_dim
         widths = {"stream": step["hidden"], "normed": step["hidden"], "qkv": queries + 2 * keys}
         widths |= {"opened": step["inner"], "attended": queries}
-        sizes = {name: tokens * _width(width) for name, width in widths.items()}
+        sizes = {name: _ROOM * _width(width) for name, width in widths.items()}
         scratch = self._scratch_size()
         self._room = torch.empty(sum(sizes.values()) + threads * scratch, dtype=torch.float32, device="cpu")
         address = self._room.data_ptr()
