@@ -36,6 +36,10 @@ class Mailbox(Generic[T]):
             with contextlib.suppress(RuntimeError):  # the consumer's event loop is closed: nobody is waiting any more
                 loop.call_soon_threadsafe(_wake, future)
 
+    def is_awaited(self, kind: type) -> bool:
+        """Whether an item of this kind may be read as soon as it is here: not while the consumer waits for another one."""
+        return self._awaited is None or issubclass(kind, self._awaited)
+
     def get(self, awaited: type | None = None) -> T:
         """The next item, once there is one of the kind `awaited`; blocks."""
         if not self._items:

@@ -105,7 +105,10 @@ class Sample:
         return bool(self._token_ids)
 
     def accept(self, token_ids: Sequence[int]) -> tuple[list[int], str]:
-        """Takes tokens one by one until one ends the text; returns those taken and the text they release."""
+        """Takes tokens one by one until one ends the text; returns those taken and the text they release.
+
+        Text that nobody is going to read before the completion is made then, all at once.
+        """
         taken: list[int] = []
         pieces: list[str] = []
         for token_id in token_ids:
@@ -117,7 +120,9 @@ class Sample:
         now = time.monotonic()
         self._first_token = self._first_token if self._first_token is not None else now
         self._last_token = now
-        return taken, "".join(pieces) + self._stream.release()
+        if self.request.mailbox.is_awaited(Delta):
+            pieces.append(self._stream.release())
+        return taken, "".join(pieces)
 
     def _advance(self, taken: Sequence[int]) -> str:
         """The text that the last of the tokens taken in this step releases; sets the finish reason if it ends the text."""

@@ -41,3 +41,11 @@ def test_a_consumer_that_takes_anything_is_woken_by_anything():
     assert mailbox.get(str) == "end"
     threading.Timer(0.02, mailbox.put, args=(1,)).start()
     assert mailbox.get() == 1
+
+
+def test_who_waits_for_one_kind_reads_no_other_before():
+    mailbox: Mailbox = Mailbox()
+    assert mailbox.is_awaited(int)
+    mailbox.put("end")
+    mailbox.get(str)
+    assert [mailbox.is_awaited(kind) for kind in (str, int)] == [True, False]

@@ -183,6 +183,21 @@ async def test_async_result_after_partial_iteration(engine, plain):
         assert answer(plain[2]) == answer((await handle.aresult())[0])
 
 
+async def test_what_an_abandoned_wait_leaves_can_be_read(engine, tools, plain):
+    """Whoever waits for the end lets the text wait too; given up, none of it is missing."""
+    gate = tools.Gate(after=4)
+    handle = engine.stream(PROMPTS[0], SAMPLED, on_step=gate, **CHAIN)
+    waiting = asyncio.create_task(handle.aresult())
+    await asyncio.to_thread(gate.wait)
+    waiting.cancel()
+    gate.open()
+    deltas = [delta async for delta in handle]
+    completion = (await handle.aresult())[0]
+    check_deltas(deltas, completion)
+    assert completion.finish_reason is FinishReason.CANCELLED
+    assert plain[0].text.startswith(completion.text) and completion.text
+
+
 async def test_many_streams_in_one_event_loop(engine, plain):
     """Streams that run side by side in one loop do not mix."""
 
