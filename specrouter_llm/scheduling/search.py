@@ -14,13 +14,13 @@ chooses for itself, and theta follows. With one row this is T_eff = min(V_T(1), 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from specrouter_llm.scheduling.counts import Array
 from specrouter_llm.scheduling.estimates import Estimates, Fed
-from specrouter_llm.scheduling.offers import LOOKUP_WINDOWS, PLACES, WITHIN, Ints, all_offers
+from specrouter_llm.scheduling.offers import LOOKUP_WINDOWS, PLACES, WITHIN, Ints, Offers, all_offers
 from specrouter_llm.scheduling.plan import Plan
 
 CANDIDATES = 24
@@ -88,27 +88,23 @@ class Search:
         self._estimates = estimates
         self._table = all_offers(estimates)
         self._survival = estimates.acceptance.target_survival
-        self._ranked, self._price = self._rank()
-        self._numbers = self._ranked[:CANDIDATES]
-        self._offers = self._table.taken(self._numbers)
-        self._lookup_offers = self._lookups()
-        self._slope = self._further_token()
-        self._blocked = self._refused()
+        self._tokens, self._price = self._alike()
+        self._ranked = np.argsort(self._price)
 
     def choice(self) -> StepChoice:
         """The best step. Plain decoding of every row is always among what is compared."""
-        best_plans = self._plans(np.zeros(self._estimates.num_rows, dtype=np.int64), None, np.inf)
-        tokens, seconds = float(self._estimates.num_rows), self._estimates.plain_seconds
-        for _ in range(PASSES if self._estimates.num_rows > 1 or self._lookup_offers is not None else 1):
-            theta = tokens / seconds
-            for shares in self._all_shares(theta):
+        best = self._choice_alike()
+        for _ in range(PASSES if self._estimates.num_rows > 1 else 0):
+            theta = best.tokens / best.seconds
+            aside, before = self._aside(theta), best
+            for shares in self._all_shares(theta, aside):
                 i = shares.best
-                if shares.tokens[i] / shares.seconds[i] > tokens / seconds * (1 + 1e-9):
-                    tokens, seconds = float(shares.tokens[i]), float(shares.seconds[i])
-                    best_plans = self._plans(shares.taken[:, i], i if i < len(self._numbers) else None, theta)
-            if tokens / seconds <= theta * (1 + 1e-6):
+                tokens, seconds = float(shares.tokens[i]), float(shares.seconds[i])
+                if tokens / seconds > best.tokens / best.seconds * (1 + 1e-9):
+                    best = StepChoice(tuple(self._plans(shares.taken[:, i], i, aside)), tokens, seconds)
+            if best.tokens / best.seconds <= before.tokens / before.seconds * (1 + 1e-6):
                 break
-        return StepChoice(tuple(best_plans), tokens, seconds)
+        return best
 
     # ---------------------------------------------------------------- all rows alike
 
@@ -117,12 +113,23 @@ class Search:
         used = int(np.bitwise_or.reduce(self._table.members[self._ranked[:count]]))
         return {level for level in range(len(self._estimates.lower)) if used >> level & 1}
 
-    def _rank(self) -> tuple[Ints, Array]:
-        """Offers by seconds per token if every row takes the whole of them."""
+    def _choice_alike(self) -> StepChoice:
+        """The best step in which all rows do the same: with one row, the best step."""
+        estimates, rows = self._estimates, self._estimates.num_rows
+        plain = StepChoice((Plan((estimates.target,)),) * rows, float(rows), estimates.plain_seconds)
+        refused = int(np.bitwise_or.reduce(self._refused_levels))
+        number = next((int(n) for n in self._ranked if not self._table.members[n] & refused), None)
+        if number is None or self._price[number] >= plain.seconds_per_token:
+            return plain
+        plan, tokens = self._plan(number, int(self._table.window[number])), float(self._tokens[number])
+        return StepChoice((plan,) * rows, tokens, tokens * float(self._price[number]))
+
+    def _alike(self) -> tuple[Array, Array]:
+        """Tokens, and seconds per token, of the step in which every row takes the whole of an offer."""
         estimates, table = self._estimates, self._table
         rows = estimates.num_rows
         if not len(table.level):
-            return np.zeros(0, dtype=np.int64), np.zeros(0)
+            return np.zeros(0), np.zeros(0)
         accepted = np.einsum("ok,rok->o", table.survival, self._survival[:, table.level])
         tokens = rows + accepted
         seconds = (
@@ -131,8 +138,7 @@ class Search:
             + estimates.expected_seconds(Fed(np.broadcast_to(table.survival, (rows, *table.survival.shape))))
             + tokens * table.catch_up
         )
-        price = seconds / tokens
-        return np.argsort(price), price
+        return tokens, seconds / tokens
 
     def candidates(self) -> tuple[Candidate, ...]:
         """Plain decoding and the best offer of each chain, best first."""
@@ -148,7 +154,17 @@ class Search:
 
     # ---------------------------------------------------------------- each row for itself
 
-    def _lookups(self) -> tuple[Array, Array, Array, Array] | None:
+    @cached_property
+    def _numbers(self) -> Ints:
+        """Of the offers that are compared row by row."""
+        return self._ranked[:CANDIDATES]
+
+    @cached_property
+    def _offers(self) -> Offers:
+        return self._table.taken(self._numbers)
+
+    @cached_property
+    def _lookup_offers(self) -> tuple[Array, Array, Array, Array] | None:
         """[R, P * W, 16] chance of so many offered tokens of each model-free level with each window, [R, P * W] their mean
         and that of those accepted, and [P * W] seconds."""
         count, rows = self._estimates.num_lookups, self._estimates.num_rows
@@ -181,21 +197,21 @@ class Search:
             reach[every, best] * used[:, None],
         )
 
-    def _further_token(self) -> float:
+    @cached_property
+    def _slope(self) -> float:
         """Seconds per further token of the target's forward."""
         rows = self._estimates.num_rows
         low, high = self._estimates.target_seconds(np.array([rows * 2.0, rows * 6.0]))
         return float(high - low) / (4.0 * rows)
 
-    def _all_shares(self, theta: float) -> list[_Shares]:
+    def _all_shares(self, theta: float, aside: _Aside) -> list[_Shares]:
         """Candidates taken by all rows whole, and taken by each row as far as they pay; the last one is none at all."""
-        aside = self._aside(theta)
         offers, rows = self._offers, self._estimates.num_rows
-        blocked = self._blocked
+        blocked = (self._refused_levels[:, None] & offers.members) != 0
         width = len(self._numbers)
         whole = np.broadcast_to(offers.window, (rows, width)) * ~blocked
         shares = [self._share(whole, aside)]
-        if rows > 1 and width:
+        if width:
             extra = np.maximum(offers.seconds[:, 0] - offers.seconds[:, 1], 0.0) / (rows - 1)
             draft = extra / np.maximum(offers.survival.sum(axis=1), 1e-9)
             value = offers.survival * (self._survival[:, offers.level] - theta * (self._slope + draft)[None, :, None])
@@ -206,12 +222,11 @@ class Search:
             shares.append(self._share(part, aside))
         return shares
 
-    def _refused(self) -> npt.NDArray[np.bool_]:
-        """[R, C] whether a row cannot use a candidate's levels."""
-        bits = 1 << np.arange(len(self._estimates.lower))
-        refused = (self._estimates.blocked > 0) @ bits
-        blocked: npt.NDArray[np.bool_] = (refused[:, None] & self._offers.members) != 0
-        return blocked
+    @cached_property
+    def _refused_levels(self) -> Ints:
+        """[R] a bit for each level that a row cannot use."""
+        bits: Ints = (self._estimates.blocked > 0) @ (1 << np.arange(len(self._estimates.lower)))
+        return bits
 
     def _share(self, taken: Ints, aside: _Aside) -> _Shares:
         """Tokens and seconds of the step with each candidate, and without any (the last entry)."""
@@ -247,20 +262,16 @@ class Search:
         names = (*(estimates.lower[level] for level in chain.levels), estimates.target)
         return Plan(names, (*chain.windows[:-1], window), (*chain.rounds, 1))
 
-    def _plans(self, taken: Ints, candidate: int | None, theta: float) -> list[Plan]:
-        """One plan per row."""
+    def _plans(self, taken: Ints, candidate: int, aside: _Aside) -> list[Plan]:
+        """One plan per row; candidates behind the last one are none at all."""
         estimates = self._estimates
-        plain = Plan((estimates.target,))
-        if not np.isfinite(theta):
-            return [plain] * estimates.num_rows
-        aside = self._aside(theta)
         plans = []
         for row in range(estimates.num_rows):
-            if candidate is not None and taken[row]:
+            if taken[row]:
                 plans.append(self._plan(int(self._numbers[candidate]), int(taken[row])))
             elif aside.lookup[row] >= 0:
                 lookup, window = estimates.lower[aside.lookup[row]], int(aside.window[row])
                 plans.append(Plan((lookup, estimates.target), (window,), (1, 1)))
             else:
-                plans.append(plain)
+                plans.append(Plan((estimates.target,)))
         return plans
