@@ -1,4 +1,4 @@
-"""What a step says about levels that the target did not verify itself: their proposals, held against what it committed."""
+"""What is known about levels that the target did not verify: their choices, held against what it committed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,21 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from specrouter_llm.scheduling.policy import Score
+
+LEAST_SCORED = 4
+"""Tokens that a level which catches up is scored on at least: fewer say little, and may be its own proposals of the last
+step."""
+MOST_SCORED, MOST_OF_EACH = 32, 8
+"""At most: over all rows where they are few; of each row of a batch, and where a choice needs noise for a whole vocabulary."""
+
+
+def num_scored(missed: int, num_rows: int, *, sampled: bool) -> int:
+    """How many of the output tokens that a level missed it is asked about while it catches up with `num_rows` rows.
+
+    They are known, so they cost no step and are not censored: the best evidence of how alike two models are.
+    """
+    most = MOST_OF_EACH if sampled else max(MOST_OF_EACH, MOST_SCORED // num_rows)
+    return min(missed, most) if missed >= LEAST_SCORED else 0
 
 
 class InnerProposal(NamedTuple):

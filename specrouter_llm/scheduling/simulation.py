@@ -11,7 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from specrouter_llm.scheduling.evidence import InnerProposal, scores_of
+from specrouter_llm.scheduling.evidence import MOST_SCORED, InnerProposal, num_scored, scores_of
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import (
     Forward,
@@ -24,8 +24,6 @@ from specrouter_llm.scheduling.policy import (
 )
 
 _MASK = (1 << 64) - 1
-LEAST_SCORED, MOST_SCORED = 4, 8
-"""Tokens that a level which catches up is scored on, as in `VerifyProcessor`."""
 
 
 def _mix(a: int, b: int) -> int:
@@ -263,7 +261,7 @@ class _Run:
             whole = [*hypothesis, *proposal]
             known = self.fed.setdefault(row.row_id, {}).get(model)
             if known is None:
-                self._score(model, row)
+                self._score(model, row, len(rows))
                 fed_tokens += row.num_tokens - min(row.seen.get(model, 0), row.num_tokens - 1) + len(whole)
             else:
                 same = next((i for i, (a, b) in enumerate(zip(known, whole, strict=False)) if a != b), len(known))
@@ -282,12 +280,13 @@ class _Run:
         )
         return verified
 
-    def _score(self, model: str, row: SimulatedRow) -> None:
+    def _score(self, model: str, row: SimulatedRow, num_rows: int) -> None:
         """A model that catches up is compared with what has been committed."""
-        missed = row.past[-max(1, row.num_tokens - 1 - row.seen.get(model, 0)) :]
-        if model != self._pool.target and len(missed) >= LEAST_SCORED:
-            matched = sum(self._pool.choice(model, context, row.hardness) == 0 for context in missed)
-            self.scores.setdefault(row.row_id, []).append(Score(model, len(missed), matched))
+        lag = min(len(row.past), row.num_tokens - 1 - row.seen.get(model, 0))
+        count = num_scored(lag, num_rows, sampled=row.temperature > 0)
+        if model != self._pool.target and count:
+            matched = sum(self._pool.choice(model, context, row.hardness) == 0 for context in row.past[-count:])
+            self.scores.setdefault(row.row_id, []).append(Score(model, count, matched))
 
     def _accepted(self, model: str, row: SimulatedRow, hypothesis: list[int], proposal: list[int]) -> list[int]:
         """The longest prefix of the proposal that the model would choose too, and its next choice."""

@@ -17,10 +17,10 @@ from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.sampling.choice import BROKEN
 from specrouter_llm.sampling.noise import row_keys
 from specrouter_llm.sampling.row import Warp
+from specrouter_llm.scheduling.evidence import LEAST_SCORED
 from specrouter_llm.scheduling.policy import Forward
 from specrouter_llm.state.manager import StateManager
 from specrouter_llm.state.row import Row
-from specrouter_llm.verification.verify import LEAST_SCORED
 
 
 class Looped(NamedTuple):

@@ -16,12 +16,10 @@ from specrouter_llm.errors import ModelFailure
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.sampling.choice import Segment, choose
+from specrouter_llm.scheduling.evidence import num_scored
 from specrouter_llm.scheduling.policy import Forward, Score
 from specrouter_llm.state.manager import StateManager, common_prefix
 from specrouter_llm.state.row import Row
-
-LEAST_SCORED, MOST_SCORED = 4, 8
-"""Tokens that a level which catches up is scored on. Fewer say little, and may be its own proposals of the last step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ class VerifyProcessor:
             ModelFailure: the forward raised; the lengths of all models are the caller's to restore.
         """
         started = time.perf_counter()
-        tests = [self._test(model, *each) for each in zip(rows, hypotheses, proposals, strict=True)]
+        tests = [self._test(model, len(rows), *each) for each in zip(rows, hypotheses, proposals, strict=True)]
         spans = [self._state.span(model, test.row.slot, test.context, test.count) for test in tests]
         logits = self._forward(model, spans)
         if meanwhile is not None:
@@ -136,21 +134,17 @@ class VerifyProcessor:
             self._forward(model, spans)
         return max_tokens - left
 
-    def _test(self, model: str, row: Row, hypothesis: Sequence[int], proposal: Sequence[int]) -> _Test:
+    def _test(self, model: str, num_rows: int, row: Row, hypothesis: Sequence[int], proposal: Sequence[int]) -> _Test:
         fitting = self._fitting(self._runners[model], row, hypothesis, proposal)
-        return _Test(row, hypothesis, fitting, 0 if hypothesis else self._num_scored(model, row))
+        return _Test(row, hypothesis, fitting, 0 if hypothesis else self._num_scored(model, row, num_rows))
 
-    def _num_scored(self, model: str, row: Row) -> int:
-        """Committed output tokens that the model lacks and whose choice it can be asked for in passing.
-
-        They are known, so they cost no step and are not censored: the best evidence of how alike two models are. None
-        while what a choice depends on beside the logits has moved on since.
-        """
+    def _num_scored(self, model: str, row: Row, num_rows: int) -> int:
+        """Committed output tokens that the model lacks and whose choice it is asked for in passing. None while what a
+        choice depends on beside the logits has moved on since."""
         if row.sampler.contextual:
             return 0
         known = max(self._state.num_valid(model, row.slot), row.num_prompt_tokens - 1)
-        missed = len(row.token_ids) - 1 - known
-        return min(missed, MOST_SCORED) if missed >= LEAST_SCORED else 0
+        return num_scored(len(row.token_ids) - 1 - known, num_rows, sampled=row.sampler.params.temperature > 0)
 
     def _forward(self, model: str, spans: Sequence[Span]) -> Tensor:
         try:

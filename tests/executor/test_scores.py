@@ -3,9 +3,9 @@
 import pytest
 
 from specrouter_llm import EngineConfig, SpecRouter
+from specrouter_llm.scheduling.evidence import LEAST_SCORED, MOST_SCORED
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.testing import ContextRunner, blended, fake_engine, hashed_logits
-from specrouter_llm.verification.verify import LEAST_SCORED, MOST_SCORED
 
 PROMPT = [3, 1, 4, 1, 5]
 
@@ -44,9 +44,9 @@ def run(draft, policy, **params):
         return engine.generate(PROMPT, max_tokens=80, **params)[0].raise_for_error().token_ids
 
 
-@pytest.mark.parametrize("every", [2, 6, 30])
+@pytest.mark.parametrize("every", [2, 6, 40])
 def test_scores_count_what_the_drafter_would_have_chosen(every):
-    """Greedy: its argmax after every committed prefix that it lacked, at most 16 of them; fewer than 4 are not asked for."""
+    """Greedy: its argmax after every committed prefix that it lacked, at most 32 of them; fewer than 4 are not asked for."""
     draft = blended(hashed_logits(0, 32), hashed_logits(1, 32), 0.4)
     policy = NowAndThen(every)
     output = run(draft, policy)
@@ -57,7 +57,7 @@ def test_scores_count_what_the_drafter_would_have_chosen(every):
         places = range(committed - score.total, committed)
         own = [int(draft([*PROMPT, *output[:place]]).argmax()) for place in places]
         assert score.matched == sum(a == b for a, b in zip(own, (output[place] for place in places), strict=True))
-    assert every != 30 or {score.total for _, score in scores} == {MOST_SCORED}
+    assert every != 40 or {score.total for _, score in scores} == {MOST_SCORED}
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

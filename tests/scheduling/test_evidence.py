@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specrouter_llm.scheduling.evidence import InnerProposal, scores_of
+from specrouter_llm.scheduling.evidence import (
+    LEAST_SCORED,
+    MOST_OF_EACH,
+    MOST_SCORED,
+    InnerProposal,
+    num_scored,
+    scores_of,
+)
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import FixedPolicy, Score
 from specrouter_llm.scheduling.similarity import Similarity
@@ -52,3 +59,14 @@ def test_a_level_below_a_middle_one_is_known_to_the_target(plan):
 
     simulator.run(Watching(plan), 6000)
     assert similarity.alpha(lower, "target") == pytest.approx(truth, abs=0.04)
+
+
+@given(missed=st.integers(0, 100), num_rows=st.integers(1, 64), sampled=st.booleans())
+def test_a_batch_is_asked_for_no_more_choices_than_a_few_rows(missed, num_rows, sampled):
+    """What a forward is asked for in passing is bounded, and so is the memory of its logits."""
+    found = num_scored(missed, num_rows, sampled=sampled)
+    assert (found == 0) == (missed < LEAST_SCORED)
+    assert found <= missed
+    assert num_rows * found <= max(MOST_SCORED, num_rows * MOST_OF_EACH)
+    assert not sampled or found <= MOST_OF_EACH
+    assert missed < MOST_SCORED or sampled or num_rows > 1 or found == MOST_SCORED
