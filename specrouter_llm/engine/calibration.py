@@ -27,8 +27,8 @@ from specrouter_llm.scheduling.latency import GRID, LatencyModel
 if TYPE_CHECKING:
     from specrouter_llm.pool.pool import PoolMember
 
-FORMAT = 4
-"""Since 3 products on a GPU are others; since 4 loops have curves of their own."""
+FORMAT = 5
+"""Since 3 products on a GPU are others; since 4 loops have curves of their own; since 5 compiled models have loops."""
 _CONTEXTS = (64, 960)
 REPEATS = 3
 """Forwards per point; their median counts."""

@@ -8,7 +8,7 @@ check at load compares it with the model's own forward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from specrouter_llm.runtime.attention import STORAGE_STEP
 from specrouter_llm.runtime.batch import Span, blocks
 from specrouter_llm.runtime.cache import SlotCache
-from specrouter_llm.runtime.kernels import run_forward
+from specrouter_llm.runtime.draft_loop import Keys
+from specrouter_llm.runtime.kernels import run_forward, run_loop
 from specrouter_llm.runtime.llama_like import projections, window_of
 from specrouter_llm.runtime.openmp import run_in_team
 from specrouter_llm.runtime.packing import drop_weights
@@ -27,6 +28,7 @@ from specrouter_llm.runtime.parity import check_parity, native_logits, probe_inp
 from specrouter_llm.runtime.probe import is_stable_in
 from specrouter_llm.runtime.records import LAYER, STEP
 from specrouter_llm.runtime.tile import PANEL, ROWS
+from specrouter_llm.sampling.row import Warp
 from specrouter_llm.types import Guarantee
 
 if TYPE_CHECKING:
@@ -104,25 +106,42 @@ class CompiledRunner:
         step["heads"], step["key_heads"], step["head_size"] = self._heads, self._key_heads, self._head_dim
         step["layers"], step["embedding"] = self._table.ctypes.data, self._embedding.data_ptr()
         step["head"], step["head_panels"] = self._head.weight_address, self._head.number
-        step["norm"], step["eps"] = self._norm.data_ptr(), eps
+        step["norm"], step["eps"], step["vocab"] = self._norm.data_ptr(), eps, self.vocab_size
 
     def forward(self, spans: Sequence[Span]) -> Tensor:
+        self._prepare(spans)
+        logits = self._new_logits(sum(span.num_logits for span in spans))
+        address = logits.data_ptr()
+        for block in blocks(spans, _ROOM):
+            self._run(run_forward.address, block, address)
+            address += sum(span.num_logits for span in block) * logits.stride(0) * logits.itemsize
+        return logits[:, : self.vocab_size]
+
+    def loop(self, spans: Sequence[Span], count: int, warp: Warp, keys: Sequence[Keys]) -> Tensor | None:
+        """See `LoopingRunner`: for rows that choose greedily."""
+        if warp.temperature or sum(len(span.token_ids) for span in spans) > _ROOM:
+            return None
+        self._prepare([replace(span, token_ids=[*span.token_ids, *[0] * (count - 1)]) for span in spans])
+        logits = self._new_logits(len(spans))
+        chosen = torch.empty(len(spans), count, dtype=torch.int64, device="cpu")
+        self._step[0]["count"], self._step[0]["chosen"] = count, chosen.data_ptr()
+        self._run(run_loop.address, spans, logits.data_ptr())
+        return chosen
+
+    def _prepare(self, spans: Sequence[Span]) -> None:
+        """The cache has room for all positions, and the compiled code knows where it lies."""
         placed, self._placed = self._placed, 0  # should the cache fail to grow, some of its addresses are of no use
         self._cache.expect(spans)
         if placed != self._cache.capacity:
             self._place()
         self._placed = self._cache.capacity
         self._make_room()
-        wanted = sum(span.num_logits for span in spans)
-        logits = torch.empty(wanted, self._head.number * PANEL, dtype=torch.float32, device="cpu")
-        address = logits.data_ptr()
-        for block in blocks(spans, _ROOM):
-            self._run(block, address)
-            address += sum(span.num_logits for span in block) * 4 * logits.shape[1]
-        return logits[:, : self.vocab_size]
 
-    def _run(self, spans: Sequence[Span], logits: int) -> None:
-        """One call of the compiled code, whose logits go to an address."""
+    def _new_logits(self, count: int) -> Tensor:
+        return torch.empty(count, self._head.number * PANEL, dtype=torch.float32, device="cpu")
+
+    def _run(self, function: int, spans: Sequence[Span], logits: int) -> None:
+        """Calls compiled code, whose logits go to an address."""
         pieces: list[int] = []
         ids: list[int] = []
         positions: list[int] = []
@@ -140,7 +159,7 @@ class CompiledRunner:
             address += 8 * len(values)
         step["tokens"], step["num_wanted"], step["num_pieces"] = len(ids), len(wanted), len(spans)
         step["logits"] = logits
-        run_in_team(run_forward.address, self._step_address)
+        run_in_team(function, self._step_address)
 
     def _make_room(self) -> None:
         """Memory for what _ROOM tokens hand from stage to stage, and for the attention of every thread."""

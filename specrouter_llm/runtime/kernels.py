@@ -3,8 +3,6 @@
 Between two barriers each thread has outputs of its own, and every one of them is computed in the same order however many
 tokens are fed, whoever computes it. So bits depend on a token's own past alone, by construction.
 Where a compiler may choose the order (the sums of norms and of softmax), it is a function of a size, or of a position.
-
-Everything that is compiled stands in this file: numba does not see when a function of another one has changed.
 """
 # Compiled functions take addresses, sizes and records; numba infers their types.
 # ruff: noqa: ANN001, ANN202
@@ -19,127 +17,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, from_dtype, njit, types
+from numba import carray, cfunc, types
 
-from specrouter_llm.runtime.records import LAYER, PRODUCT, STEP
-from specrouter_llm.runtime.tile import PANEL, ROWS, float_of_bits, link_team, make_tile, pointer_to
-
-link_team()  # before anything is compiled
+from specrouter_llm.runtime.compiled_products import (
+    FUSED,
+    PLAIN,
+    PRODUCT_TYPE,
+    REORDERED,
+    STEP_TYPE,
+    barrier,
+    bytes_at,
+    exp,
+    floats,
+    integers_at,
+    layers_at,
+    multiply,
+    open_gate,
+    set_tile,
+    thread,
+    threads,
+    width_of,
+)
+from specrouter_llm.runtime.tile import PANEL, ROWS
 
 logger = logging.getLogger(__name__)
-
-_LAYER, _STEP, _PRODUCT = from_dtype(LAYER), from_dtype(STEP), from_dtype(PRODUCT)
-_floats_at = pointer_to(types.float32)
-_integers_at = pointer_to(types.intp)
-_bytes_at = pointer_to(types.uint8)
-_layers_at = pointer_to(_LAYER)
-_SUMS = {"reassoc", "contract", "nsz", "arcp"}
-"""What the order of sums within one number may be changed to; not-a-number stays what it is."""
-_PLAIN = njit(error_model="numpy")
-"""A division by zero is an infinity: a check for it in every loop would keep the compiler from using vectors."""
-_FUSED = njit(error_model="numpy", fastmath={"contract"})
-_REORDERED = njit(error_model="numpy", fastmath=_SUMS)
-_barrier = types.ExternalFunction("GOMP_barrier", types.void())
-_thread = types.ExternalFunction("omp_get_thread_num", types.int32())
-_threads = types.ExternalFunction("omp_get_num_threads", types.int32())
-
-_set_tile, _add_tile = make_tile(add=False), make_tile(add=True)
-
-
-@_PLAIN
-def _width(outputs):
-    """Outputs, rounded up to whole panels."""
-    return (outputs + PANEL - 1) // PANEL * PANEL
-
-
-@_PLAIN
-def _share(number, team):
-    """The first and the one after the last of so many things that are this thread's."""
-    return number * team[0] // team[1], number * (team[0] + 1) // team[1]
-
-
-@_PLAIN
-def _floats(address, number):
-    return carray(_floats_at(address), number)
-
-
-# ---------------------------------------------------------------- products
-
-
-@_PLAIN
-def _add_bias(bias, first, rows, out, stride):
-    if bias != 0:
-        values = _floats(bias + 4 * first, PANEL)
-        for row in range(rows):
-            line = _floats(out + 4 * (row * stride + first), PANEL)
-            for i in range(PANEL):
-                line[i] += values[i]
-
-
-@_PLAIN
-def _multiply(x, x_stride, rows, w, inner, bias, out, stride, add, team):
-    """This thread's panels of out [rows, stride] = (out +) x w + bias."""
-    first, last = _share(stride // PANEL, team)
-    for panel in range(first, last):
-        weight = w + 4 * panel * inner * PANEL
-        for row in range(0, rows, ROWS):
-            number = min(ROWS, rows - row)
-            some = x + 4 * row * x_stride
-            place = out + 4 * (row * stride + panel * PANEL)
-            if add:
-                _add_tile(number, some, x_stride, weight, PANEL, inner, place, stride)
-            else:
-                _set_tile(number, some, x_stride, weight, PANEL, inner, place, stride)
-        _add_bias(bias, panel * PANEL, rows, out, stride)
-
-
-@_REORDERED
-def _open(x, x_stride, rows, layer, inner, out, stride, team):
-    """This thread's panels of out = silu(gate) * up; `out` holds the gate until it is used."""
-    up = np.empty(ROWS * PANEL, np.float32)
-    beside = up.ctypes.data
-    first, last = _share(stride // PANEL, team)
-    for panel in range(first, last):
-        skip = 4 * panel * inner * PANEL
-        for row in range(0, rows, ROWS):
-            number = min(ROWS, rows - row)
-            some = x + 4 * row * x_stride
-            place = out + 4 * (row * stride + panel * PANEL)
-            _set_tile(number, some, x_stride, layer.gate + skip, PANEL, inner, place, stride)
-            _set_tile(number, some, x_stride, layer.up + skip, PANEL, inner, beside, PANEL)
-            _add_bias(layer.gate_bias, panel * PANEL, number, out + 4 * row * stride, stride)
-            if layer.up_bias != 0:
-                _add_bias(layer.up_bias + 4 * panel * PANEL, 0, number, beside, PANEL)
-            for i in range(number):
-                gate = _floats(place + 4 * i * stride, PANEL)
-                for j in range(PANEL):
-                    gate[j] = gate[j] / (np.float32(1.0) + _exp(-gate[j])) * up[i * PANEL + j]
-
-
-@_FUSED
-def _exp(x):
-    """e^x in float32 to 2 units in the last place, after Cephes' expf; vectors of it, which libm has not."""
-    x = min(max(x, np.float32(-87.3)), np.float32(88.0)) if x == x else x
-    whole = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
-    x = x - whole * np.float32(0.693359375)
-    x = x - whole * np.float32(-2.12194440e-4)
-    y = np.float32(1.9875691500e-4)
-    y = y * x + np.float32(1.3981999507e-3)
-    y = y * x + np.float32(8.3334519073e-3)
-    y = y * x + np.float32(4.1665795894e-2)
-    y = y * x + np.float32(1.6666665459e-1)
-    y = y * x + np.float32(5.0000001201e-1)
-    y = y * x * x + x + np.float32(1.0)
-    return y * float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
-
 
 # ---------------------------------------------------------------- norms and rotation
 
 
-@_REORDERED
+@REORDERED
 def _norm_row(x, size, weight, eps, out):
     """RMSNorm of one row; `out` may be `x`."""
-    values, scale, result = _floats(x, size), _floats(weight, size), _floats(out, size)
+    values, scale, result = floats(x, size), floats(weight, size), floats(out, size)
     total = np.float32(0.0)
     for i in range(size):
         total += values[i] * values[i]
@@ -148,32 +57,32 @@ def _norm_row(x, size, weight, eps, out):
         result[i] = scale[i] * (values[i] * factor)
 
 
-@_PLAIN
+@PLAIN
 def _norm_rows(x, out, stride, rows, size, weight, eps, team):
     for row in range(team[0], rows, team[1]):
         _norm_row(x + 4 * row * stride, size, weight, eps, out + 4 * row * stride)
 
 
-@_REORDERED
+@REORDERED
 def _rotate_head(x, size, cos, sin):
     half = size // 2
-    first, second = _floats(x, half), _floats(x + 4 * half, half)
-    cosine, sine = _floats(cos, size), _floats(sin, size)
+    first, second = floats(x, half), floats(x + 4 * half, half)
+    cosine, sine = floats(cos, size), floats(sin, size)
     for i in range(half):
         a, b = first[i], second[i]
         first[i] = a * cosine[i] + b * sine[i]
         second[i] = b * cosine[half + i] + a * sine[half + i]
 
 
-@_PLAIN
+@PLAIN
 def _rotate_and_store(step, layer, slots, mark, team):
     """Norms and rotates queries and keys of every token in place, and writes keys and values to the cache.
 
     What is not finite is stored as 0, for a masked position has weight 0, but 0 * NaN is NaN. `mark` notes such tokens.
     """
     size, heads, key_heads = step.head_size, step.heads, step.key_heads
-    stride = _width((heads + 2 * key_heads) * size)
-    positions = carray(_integers_at(step.positions), step.tokens)
+    stride = width_of((heads + 2 * key_heads) * size)
+    positions = carray(integers_at(step.positions), step.tokens)
     for token in range(team[0], step.tokens, team[1]):
         row, position = step.qkv + 4 * token * stride, positions[token]
         cos, sin = step.cos + 4 * position * size, step.sin + 4 * position * size
@@ -186,11 +95,11 @@ def _rotate_and_store(step, layer, slots, mark, team):
             _rotate_head(place, size, cos, sin)
         finite = _store(step, layer, row + 4 * heads * size, slots[token], position)
         if mark:
-            flags = carray(_bytes_at(step.broken + slots[token] * step.capacity), step.capacity)
+            flags = carray(bytes_at(step.broken + slots[token] * step.capacity), step.capacity)
             flags[position] = not finite
 
 
-@_PLAIN
+@PLAIN
 def _store(step, layer, states, slot, position):
     """Writes one token's keys and values; whether its keys are finite.
 
@@ -198,9 +107,9 @@ def _store(step, layer, states, slot, position):
     """
     size, key_heads = step.head_size, step.key_heads
     width = key_heads * size
-    keys = _floats(layer.keys + 4 * slot * step.capacity * width, step.capacity * width)
-    values = _floats(layer.values + 4 * (slot * step.capacity + position) * width, width)
-    fed = _floats(states, 2 * width)
+    keys = floats(layer.keys + 4 * slot * step.capacity * width, step.capacity * width)
+    values = floats(layer.values + 4 * (slot * step.capacity + position) * width, width)
+    fed = floats(states, 2 * width)
     panel, lane = position // PANEL * PANEL * width, position % PANEL
     finite = True
     for i in range(width):
@@ -217,13 +126,13 @@ def _store(step, layer, states, slot, position):
 # ---------------------------------------------------------------- attention
 
 
-@_PLAIN
+@PLAIN
 def _attend(step, layer, team):
     """Attention of all tokens: a few consecutive ones of a row and one key head at a time, dealt out to the threads."""
     group = step.heads // step.key_heads
     together = max(1, ROWS // group)
     scratch = step.scratch + 4 * team[0] * step.scratch_size
-    pieces = carray(_integers_at(step.pieces), (step.num_pieces, 4))
+    pieces = carray(integers_at(step.pieces), (step.num_pieces, 4))
     item = 0
     for piece in range(step.num_pieces):
         slot, offset, start, number = pieces[piece]
@@ -235,7 +144,7 @@ def _attend(step, layer, team):
                 item += 1
 
 
-@_REORDERED
+@REORDERED
 def _attend_some(step, layer, head, slot, token, position, number, scratch):
     """Attention of `number` tokens from `token` on, at consecutive positions, over one key head.
 
@@ -248,10 +157,10 @@ def _attend_some(step, layer, head, slot, token, position, number, scratch):
     low = max(0, position - layer.window + 1) // PANEL * PANEL if layer.window > 0 else 0
     extent = last // PANEL * PANEL + PANEL - low
     queries, results, scores = scratch, scratch + 4 * rows * size, scratch + 8 * rows * size
-    stride = _width((step.heads + 2 * step.key_heads) * size)
+    stride = width_of((step.heads + 2 * step.key_heads) * size)
     for row in range(rows):
         source = step.qkv + 4 * ((token + row // group) * stride + (head * group + row % group) * size)
-        taken, query = _floats(source, size), _floats(queries + 4 * row * size, size)
+        taken, query = floats(source, size), floats(queries + 4 * row * size, size)
         for i in range(size):
             query[i] = taken[i] * layer.scaling
     keys = layer.keys + 4 * (slot * step.capacity * width + low * width + head * size * PANEL)
@@ -259,21 +168,21 @@ def _attend_some(step, layer, head, slot, token, position, number, scratch):
         for row in range(0, rows, ROWS):
             some = min(ROWS, rows - row)
             place = scores + 4 * (row * extent + block)
-            _set_tile(some, queries + 4 * row * size, size, keys + 4 * block * width, PANEL, size, place, extent)
+            set_tile(some, queries + 4 * row * size, size, keys + 4 * block * width, PANEL, size, place, extent)
     for row in range(rows):
         own = position + row // group
         begin = max(0, own - layer.window + 1) if layer.window > 0 else 0
-        _weigh(_floats(scores + 4 * row * extent, extent), begin - low, own + 1 - low)
+        _weigh(floats(scores + 4 * row * extent, extent), begin - low, own + 1 - low)
     values = layer.values + 4 * ((slot * step.capacity + low) * width + head * size)
     _mix(scores, extent, rows, values, width, last + 1 - low, size, results)
     for row in range(rows):
         target = step.attended + 4 * ((token + row // group) * step.heads + head * group + row % group) * size
-        result, place = _floats(results + 4 * row * size, size), _floats(target, size)
+        result, place = floats(results + 4 * row * size, size), floats(target, size)
         for i in range(size):
             place[i] = result[i]
 
 
-@_REORDERED
+@REORDERED
 def _weigh(scores, begin, end):
     """Softmax of scores[begin:end] in place, 0 elsewhere."""
     for i in range(begin):
@@ -283,7 +192,7 @@ def _weigh(scores, begin, end):
     top = _largest(scores, begin, end)
     total = np.float32(0.0)
     for i in range(begin, end):
-        scores[i] = _exp(scores[i] - top)
+        scores[i] = exp(scores[i] - top)
     for i in range(begin, end):
         total += scores[i]
     factor = np.float32(1.0) / total
@@ -291,7 +200,7 @@ def _weigh(scores, begin, end):
         scores[i] *= factor
 
 
-@_PLAIN
+@PLAIN
 def _largest(scores, begin, end):
     """The largest score, in as many lanes as a panel has: a comparison at a time would wait for the one before."""
     lanes = np.full(PANEL, np.float32(-np.inf), np.float32)
@@ -307,7 +216,7 @@ def _largest(scores, begin, end):
     return top
 
 
-@_FUSED
+@FUSED
 def _mix(weights, extent, rows, values, width, number, size, out):
     """out [rows, size] = weights [rows, number] times values [number, size]."""
     whole = size // PANEL * PANEL
@@ -315,12 +224,12 @@ def _mix(weights, extent, rows, values, width, number, size, out):
         some = min(ROWS, rows - row)
         for part in range(0, whole, PANEL):
             place = out + 4 * (row * size + part)
-            _set_tile(some, weights + 4 * row * extent, extent, values + 4 * part, width, number, place, size)
+            set_tile(some, weights + 4 * row * extent, extent, values + 4 * part, width, number, place, size)
     if whole == size:
         return
-    taken = _floats(values, (number - 1) * width + size)
+    taken = floats(values, (number - 1) * width + size)
     for row in range(rows):
-        weight, result = _floats(weights + 4 * row * extent, number), _floats(out + 4 * row * size, size)
+        weight, result = floats(weights + 4 * row * extent, number), floats(out + 4 * row * size, size)
         result[whole:] = np.float32(0.0)
         for i in range(number):
             for j in range(whole, size):
@@ -330,73 +239,73 @@ def _mix(weights, extent, rows, values, width, number, size, out):
 # ---------------------------------------------------------------- the forward
 
 
-@_PLAIN
+@PLAIN
 def _embed(step, slots, wide, team):
     """Copies the embeddings of this thread's tokens; every thread learns the slots of all tokens."""
-    ids = carray(_integers_at(step.ids), step.tokens)
+    ids = carray(integers_at(step.ids), step.tokens)
     for token in range(team[0], step.tokens, team[1]):
-        source = _floats(step.embedding + 4 * ids[token] * step.hidden, step.hidden)
-        place = _floats(step.stream + 4 * token * wide, wide)
+        source = floats(step.embedding + 4 * ids[token] * step.hidden, step.hidden)
+        place = floats(step.stream + 4 * token * wide, wide)
         place[: step.hidden] = source
         place[step.hidden :] = np.float32(0.0)
-    pieces = carray(_integers_at(step.pieces), (step.num_pieces, 4))
+    pieces = carray(integers_at(step.pieces), (step.num_pieces, 4))
     for piece in range(step.num_pieces):
         slot, offset, _, number = pieces[piece]
         slots[offset : offset + number] = slot
 
 
-@_PLAIN
+@PLAIN
 def _forward(step, team):
     tokens, hidden, queries = step.tokens, step.hidden, step.heads * step.head_size
-    wide, opened = _width(hidden), _width(step.inner)
-    states = _width(queries + 2 * step.key_heads * step.head_size)
+    wide, opened = width_of(hidden), width_of(step.inner)
+    states = width_of(queries + 2 * step.key_heads * step.head_size)
     slots = np.empty(tokens, np.int64)
-    layers = carray(_layers_at(step.layers), step.num_layers)
+    layers = carray(layers_at(step.layers), step.num_layers)
     _embed(step, slots, wide, team)
-    _barrier()
+    barrier()
     for i in range(step.num_layers):
         layer = layers[i]
         _norm_rows(step.stream, step.normed, wide, tokens, hidden, layer.input_norm, layer.input_eps, team)
-        _barrier()
-        _multiply(step.normed, wide, tokens, layer.qkv, hidden, layer.qkv_bias, step.qkv, states, False, team)
-        _barrier()
+        barrier()
+        multiply(step.normed, wide, tokens, layer.qkv, hidden, layer.qkv_bias, step.qkv, states, False, team)
+        barrier()
         _rotate_and_store(step, layer, slots, i == step.num_layers - 1, team)
-        _barrier()
+        barrier()
         _attend(step, layer, team)
-        _barrier()
+        barrier()
         given = step.attended, queries, tokens
-        _multiply(*given, layer.output, queries, layer.output_bias, step.stream, wide, True, team)
-        _barrier()
+        multiply(*given, layer.output, queries, layer.output_bias, step.stream, wide, True, team)
+        barrier()
         _norm_rows(step.stream, step.normed, wide, tokens, hidden, layer.inner_norm, layer.inner_eps, team)
-        _barrier()
-        _open(step.normed, wide, tokens, layer, hidden, step.opened, opened, team)
-        _barrier()
-        _multiply(step.opened, opened, tokens, layer.down, step.inner, layer.down_bias, step.stream, wide, True, team)
-        _barrier()
+        barrier()
+        open_gate(step.normed, wide, tokens, layer, hidden, step.opened, opened, team)
+        barrier()
+        multiply(step.opened, opened, tokens, layer.down, step.inner, layer.down_bias, step.stream, wide, True, team)
+        barrier()
     _logits(step, slots, wide, team)
 
 
-@_PLAIN
+@PLAIN
 def _logits(step, slots, wide, team):
     """Logits of the wanted tokens; NaN where a token at or before is broken: what attention would have passed on."""
     width, number = step.head_panels * PANEL, step.num_wanted
-    wanted = carray(_integers_at(step.wanted), number)
-    positions = carray(_integers_at(step.positions), step.tokens)
+    wanted = carray(integers_at(step.wanted), number)
+    positions = carray(integers_at(step.positions), step.tokens)
     for i in range(team[0], number, team[1]):
         source = step.stream + 4 * wanted[i] * wide
         _norm_row(source, step.hidden, step.norm, step.eps, step.normed + 4 * i * wide)
-    _barrier()
-    _multiply(step.normed, wide, number, step.head, step.hidden, 0, step.logits, width, False, team)
-    _barrier()
+    barrier()
+    multiply(step.normed, wide, number, step.head, step.hidden, 0, step.logits, width, False, team)
+    barrier()
     for i in range(team[0], number, team[1]):
         token = wanted[i]
-        flags = carray(_bytes_at(step.broken + slots[token] * step.capacity), step.capacity)
+        flags = carray(bytes_at(step.broken + slots[token] * step.capacity), step.capacity)
         if _any(flags, positions[token] + 1):
-            line = _floats(step.logits + 4 * i * width, width)
+            line = floats(step.logits + 4 * i * width, width)
             line[:] = np.float32(np.nan)
 
 
-@_PLAIN
+@PLAIN
 def _any(flags, number):
     found = np.uint8(0)
     for i in range(number):
@@ -404,28 +313,80 @@ def _any(flags, number):
     return found != 0
 
 
-def _entries(sources: str, *, cache: bool) -> tuple[Any, Any]:
-    """What Python calls: one forward, and one product, each to be called by every thread of a team.
+# ---------------------------------------------------------------- several tokens
+
+
+@PLAIN
+def _loop(step, team):
+    """Forwards of all rows, each but the first over the choices before it."""
+    rows, width = step.num_wanted, step.head_panels * PANEL
+    chosen = carray(integers_at(step.chosen), (rows, step.count))
+    for turn in range(step.count):
+        _forward(step, team)
+        barrier()
+        for row in range(team[0], rows, team[1]):
+            chosen[row, turn] = _best(floats(step.logits + 4 * row * width, step.vocab))
+        barrier()
+        if team[0] == 0:
+            _go_on(step, chosen, turn)
+        barrier()
+
+
+@PLAIN
+def _best(scores):
+    """The lowest id of the highest score; -1 if one is not a number, or the highest is not finite."""
+    top = _largest(scores, 0, len(scores))
+    broken = not math.isfinite(top)
+    for i in range(len(scores)):
+        broken |= scores[i] != scores[i]
+    if not broken:
+        for i in range(len(scores)):
+            if scores[i] == top:
+                return i
+    return -1
+
+
+@PLAIN
+def _go_on(step, chosen, turn):
+    """The next forward is fed each row's choice, behind what the row was fed before."""
+    rows = step.num_pieces
+    pieces = carray(integers_at(step.pieces), (rows, 4))
+    ids, positions = carray(integers_at(step.ids), rows), carray(integers_at(step.positions), rows)
+    wanted = carray(integers_at(step.wanted), rows)
+    for row in range(rows):
+        slot, _, start, number = pieces[row]
+        pieces[row] = slot, row, start + number, 1
+        ids[row], positions[row], wanted[row] = max(chosen[row, turn], 0), start + number, row
+    step.tokens = rows
+
+
+def _entries(sources: str, *, cache: bool) -> tuple[Any, Any, Any]:
+    """What Python calls: one forward, one loop, and one product, each to be called by every thread of a team.
 
     numba compiles anew when this file or what a function closes over has changed; `sources` stands for the other files.
     """
 
-    @cfunc(types.void(types.CPointer(_STEP)), cache=cache, error_model="numpy")
+    @cfunc(types.void(types.CPointer(STEP_TYPE)), cache=cache, error_model="numpy")
     def run_forward(step):
         _ = sources
-        _forward(carray(step, 1)[0], (_thread(), _threads()))
+        _forward(carray(step, 1)[0], (thread(), threads()))
 
-    @cfunc(types.void(types.CPointer(_PRODUCT)), cache=cache, error_model="numpy")
+    @cfunc(types.void(types.CPointer(STEP_TYPE)), cache=cache, error_model="numpy")
+    def run_loop(step):
+        _ = sources
+        _loop(carray(step, 1)[0], (thread(), threads()))
+
+    @cfunc(types.void(types.CPointer(PRODUCT_TYPE)), cache=cache, error_model="numpy")
     def run_product(product):
         _ = sources
         p = carray(product, 1)[0]
-        _multiply(p.x, p.inner, p.rows, p.weight, p.inner, 0, p.out, p.panels * PANEL, False, (_thread(), _threads()))
+        multiply(p.x, p.inner, p.rows, p.weight, p.inner, 0, p.out, p.panels * PANEL, False, (thread(), threads()))
 
-    return run_forward, run_product
+    return run_forward, run_loop, run_product
 
 
-def _compiled() -> tuple[Any, Any]:
-    files = (Path(__file__).with_name(name) for name in ("tile.py", "records.py"))
+def _compiled() -> tuple[Any, Any, Any]:
+    files = (Path(__file__).with_name(name) for name in ("tile.py", "records.py", "compiled_products.py"))
     sources = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     try:
         return _entries(sources, cache=True)
@@ -434,4 +395,4 @@ def _compiled() -> tuple[Any, Any]:
         return _entries(sources, cache=False)
 
 
-run_forward, run_product = _compiled()
+run_forward, run_loop, run_product = _compiled()

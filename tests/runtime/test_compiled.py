@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,6 +31,9 @@ from specrouter_llm.runtime import cache, select
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.lean import LeanRunner
 from specrouter_llm.runtime.select import make_runner, packing_bytes
+from specrouter_llm.sampling.choice import BROKEN, Segment, choose
+from specrouter_llm.sampling.params import SamplingParams
+from specrouter_llm.sampling.row import GREEDY, RowSampler
 
 pytest.importorskip("numba")
 compiled = pytest.importorskip("specrouter_llm.runtime.compiled", reason="torch does not run on GNU's OpenMP here")
@@ -128,6 +132,50 @@ def test_bits_do_not_depend_on_company_pieces_or_threads(kind, data):
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(whole, torch.cat(pieces))
+
+
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("kind", ["llama", "mistral-sliding", "qwen3"])
+def test_a_loop_is_so_many_forwards_and_choices(kind, data):
+    """The same ids and, in the cache, the same bits; rows of any length, over the growth of the cache too."""
+    runner, other = (CompiledRunner("m", make(kind), num_slots=3, context_length=1024) for _ in range(2))
+    count = data.draw(st.integers(1, 6))
+    slots = data.draw(st.permutations([0, 1, 2]))[: data.draw(st.integers(1, 3))]
+    spans = []
+    for slot in slots:
+        length = data.draw(st.sampled_from([1, 7, 40, 509, 511]))
+        ids = [(i * i + 3 * i + slot) % 50 for i in range(length + data.draw(st.integers(1, 4)))]
+        for each in (runner, other):
+            each.forward([Span(slot, 0, ids[:length], 0)])
+        spans.append(Span(slot, length, ids[length:], 1))
+    chosen = runner.loop(spans, count, GREEDY, [[] for _ in spans])
+    fed, expected = spans, []
+    for _ in range(count):
+        choices = other.forward(fed).argmax(dim=-1).tolist()
+        expected.append(choices)
+        fed = [Span(span.slot, span.end, [choice], 1) for span, choice in zip(fed, choices, strict=True)]
+    assert chosen.t().tolist() == expected
+    assert torch.equal(runner.forward(fed), other.forward(fed))
+
+
+def test_a_loop_leaves_to_others_what_it_cannot_do():
+    """Choices that need noise, and more tokens than its memory is for."""
+    runner = CompiledRunner("m", make("llama"), num_slots=1, context_length=1024)
+    assert runner.loop([Span(0, 0, [1], 1)], 2, GREEDY._replace(temperature=1.0), [[(0, 0)] * 2]) is None
+    assert runner.loop([Span(0, 0, [1] * 300, 1)], 2, GREEDY, [[]]) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_the_choice_of_a_loop_is_that_of_the_rule(data):
+    """The lowest id of the highest score; none where there is a NaN or nothing finite."""
+    special = st.sampled_from([0.0, -0.0, float("inf"), float("-inf"), float("nan")])
+    scores = data.draw(st.lists(st.one_of(st.floats(-3, 3, width=32), special), min_size=1, max_size=3 * PANEL))
+    table = np.array(scores, np.float32)
+    segment = Segment(RowSampler(SamplingParams(), seed=0, sample=0, prompt_ids=[1], end_ids=[]), 1, [], 1)
+    (expected,) = choose(torch.from_numpy(table)[None], [segment])[0]
+    assert kernels._best(table) == (BROKEN if expected is None else expected)
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,0 +1,121 @@
+"""Products of the compiled forward, and what all compiled code stands on: how it is compiled, numbers at addresses, shares.
+
+numba does not see when a function of another file has changed: `kernels` tells it, for the files that it names.
+"""
+# Compiled functions take addresses, sizes and records; numba infers their types.
+# ruff: noqa: ANN001, ANN201, ANN202
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call"
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, from_dtype, njit, types
+
+from specrouter_llm.runtime.records import LAYER, PRODUCT, STEP
+from specrouter_llm.runtime.tile import PANEL, ROWS, float_of_bits, link_team, make_tile, pointer_to
+
+link_team()  # before anything is compiled
+
+LAYER_TYPE, STEP_TYPE, PRODUCT_TYPE = from_dtype(LAYER), from_dtype(STEP), from_dtype(PRODUCT)
+_floats_at = pointer_to(types.float32)
+integers_at = pointer_to(types.intp)
+bytes_at = pointer_to(types.uint8)
+layers_at = pointer_to(LAYER_TYPE)
+_SUMS = {"reassoc", "contract", "nsz", "arcp"}
+"""What the order of sums within one number may be changed to; not-a-number stays what it is."""
+PLAIN = njit(error_model="numpy")
+"""A division by zero is an infinity: a check for it in every loop would keep the compiler from using vectors."""
+FUSED = njit(error_model="numpy", fastmath={"contract"})
+REORDERED = njit(error_model="numpy", fastmath=_SUMS)
+barrier = types.ExternalFunction("GOMP_barrier", types.void())
+thread = types.ExternalFunction("omp_get_thread_num", types.int32())
+threads = types.ExternalFunction("omp_get_num_threads", types.int32())
+
+set_tile, _add_tile = make_tile(add=False), make_tile(add=True)
+
+
+@PLAIN
+def width_of(outputs):
+    """Outputs, rounded up to whole panels."""
+    return (outputs + PANEL - 1) // PANEL * PANEL
+
+
+@PLAIN
+def _share(number, team):
+    """The first and the one after the last of so many things that are this thread's."""
+    return number * team[0] // team[1], number * (team[0] + 1) // team[1]
+
+
+@PLAIN
+def floats(address, number):
+    return carray(_floats_at(address), number)
+
+
+# ---------------------------------------------------------------- products
+
+
+@PLAIN
+def _add_bias(bias, first, rows, out, stride):
+    if bias != 0:
+        values = floats(bias + 4 * first, PANEL)
+        for row in range(rows):
+            line = floats(out + 4 * (row * stride + first), PANEL)
+            for i in range(PANEL):
+                line[i] += values[i]
+
+
+@PLAIN
+def multiply(x, x_stride, rows, w, inner, bias, out, stride, add, team) -> None:
+    """This thread's panels of out [rows, stride] = (out +) x w + bias."""
+    first, last = _share(stride // PANEL, team)
+    for panel in range(first, last):
+        weight = w + 4 * panel * inner * PANEL
+        for row in range(0, rows, ROWS):
+            number = min(ROWS, rows - row)
+            some = x + 4 * row * x_stride
+            place = out + 4 * (row * stride + panel * PANEL)
+            if add:
+                _add_tile(number, some, x_stride, weight, PANEL, inner, place, stride)
+            else:
+                set_tile(number, some, x_stride, weight, PANEL, inner, place, stride)
+        _add_bias(bias, panel * PANEL, rows, out, stride)
+
+
+@REORDERED
+def open_gate(x, x_stride, rows, layer, inner, out, stride, team) -> None:
+    """This thread's panels of out = silu(gate) * up; `out` holds the gate until it is used."""
+    up = np.empty(ROWS * PANEL, np.float32)
+    beside = up.ctypes.data
+    first, last = _share(stride // PANEL, team)
+    for panel in range(first, last):
+        skip = 4 * panel * inner * PANEL
+        for row in range(0, rows, ROWS):
+            number = min(ROWS, rows - row)
+            some = x + 4 * row * x_stride
+            place = out + 4 * (row * stride + panel * PANEL)
+            set_tile(number, some, x_stride, layer.gate + skip, PANEL, inner, place, stride)
+            set_tile(number, some, x_stride, layer.up + skip, PANEL, inner, beside, PANEL)
+            _add_bias(layer.gate_bias, panel * PANEL, number, out + 4 * row * stride, stride)
+            if layer.up_bias != 0:
+                _add_bias(layer.up_bias + 4 * panel * PANEL, 0, number, beside, PANEL)
+            for i in range(number):
+                gate = floats(place + 4 * i * stride, PANEL)
+                for j in range(PANEL):
+                    gate[j] = gate[j] / (np.float32(1.0) + exp(-gate[j])) * up[i * PANEL + j]
+
+
+@FUSED
+def exp(x):
+    """e^x in float32 to 2 units in the last place, after Cephes' expf; vectors of it, which libm has not."""
+    x = min(max(x, np.float32(-87.3)), np.float32(88.0)) if x == x else x
+    whole = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
+    x = x - whole * np.float32(0.693359375)
+    x = x - whole * np.float32(-2.12194440e-4)
+    y = np.float32(1.9875691500e-4)
+    y = y * x + np.float32(1.3981999507e-3)
+    y = y * x + np.float32(8.3334519073e-3)
+    y = y * x + np.float32(4.1665795894e-2)
+    y = y * x + np.float32(1.6666665459e-1)
+    y = y * x + np.float32(5.0000001201e-1)
+    y = y * x * x + x + np.float32(1.0)
+    return y * float_of_bits((np.int32(whole) + np.int32(127)) << np.int32(23))
