@@ -48,45 +48,89 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Offers:
-    """K offers, of one level or of many."""
+    """K offers, of one level or of many, as two tables: small arrays are as dear to handle as large ones."""
 
-    level: Ints
-    """[K] who offers."""
-    seconds: Array
-    """[K, 2] of the whole batch, of one row alone."""
-    survival: Array
-    """[K, MAX_WINDOW]"""
-    window: Ints
-    """[K] tokens at most."""
-    rounds: Ints
-    """[K] rounds of the level itself."""
-    catch_up: Array
-    """[K] seconds per committed token."""
-    sub: Ints
-    """[K] number of the offer below in the table, -1 for none."""
-    members: Ints
-    """[K] a bit for each level of the chain."""
+    numbers: Ints
+    """[K, 5]"""
+    values: Array
+    """[K, 3 + MAX_WINDOW]"""
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        level: int,
+        seconds: Array,
+        survival: Array,
+        window: Ints,
+        rounds: Ints | int,
+        catch_up: Array | float,
+        sub: Ints | int,
+        members: Ints | int,
+    ) -> Offers:
+        """K offers of one level; see the properties for what is what."""
+        numbers = np.empty((len(seconds), 5), np.int64)
+        values = np.empty((len(seconds), 3 + MAX_WINDOW))
+        numbers[:, 0], numbers[:, 1], numbers[:, 2], numbers[:, 3], numbers[:, 4] = level, window, rounds, sub, members
+        values[:, :2], values[:, 2], values[:, 3:] = seconds, catch_up, survival
+        return cls(numbers, values)
+
+    @classmethod
+    def none(cls) -> Offers:
+        """No offer at all."""
+        return cls(np.zeros((0, 5), np.int64), np.zeros((0, 3 + MAX_WINDOW)))
 
     @classmethod
     def joined(cls, parts: Sequence[Offers]) -> Offers:
         """All offers of all parts, in order."""
-        return cls(
-            np.concatenate([part.level for part in parts]),
-            np.concatenate([part.seconds for part in parts]),
-            np.concatenate([part.survival for part in parts]),
-            np.concatenate([part.window for part in parts]),
-            np.concatenate([part.rounds for part in parts]),
-            np.concatenate([part.catch_up for part in parts]),
-            np.concatenate([part.sub for part in parts]),
-            np.concatenate([part.members for part in parts]),
-        )
+        return cls(np.concatenate([part.numbers for part in parts]), np.concatenate([part.values for part in parts]))
 
     def taken(self, index: Ints) -> Offers:
         """Some of the offers."""
-        return Offers(
-            self.level[index], self.seconds[index], self.survival[index], self.window[index], self.rounds[index],
-            self.catch_up[index], self.sub[index], self.members[index],
-        )  # fmt: skip
+        return Offers(self.numbers[index], self.values[index])
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def level(self) -> Ints:
+        """[K] who offers."""
+        return self.numbers[:, 0]
+
+    @property
+    def window(self) -> Ints:
+        """[K] tokens at most."""
+        return self.numbers[:, 1]
+
+    @property
+    def rounds(self) -> Ints:
+        """[K] rounds of the level itself."""
+        return self.numbers[:, 2]
+
+    @property
+    def sub(self) -> Ints:
+        """[K] number of the offer below in the table, -1 for none."""
+        return self.numbers[:, 3]
+
+    @property
+    def members(self) -> Ints:
+        """[K] a bit for each level of the chain."""
+        return self.numbers[:, 4]
+
+    @property
+    def seconds(self) -> Array:
+        """[K, 2] of the whole batch, of one row alone."""
+        return self.values[:, :2]
+
+    @property
+    def catch_up(self) -> Array:
+        """[K] seconds per committed token."""
+        return self.values[:, 2]
+
+    @property
+    def survival(self) -> Array:
+        """[K, MAX_WINDOW] chance of at least so many tokens."""
+        return self.values[:, 3:]
 
     def chain(self, number: int) -> Chain:
         """The sub-chain behind an offer of the whole table."""
@@ -117,7 +161,7 @@ def all_offers(estimates: Estimates) -> Offers:
             if verified is not None:
                 offers = _cheapest(Offers.joined([offers, verified]))
         parts.append(offers)
-    return Offers.joined(parts) if parts else own_offers(0, estimates).taken(np.zeros(0, dtype=np.int64))
+    return Offers.joined(parts) if parts else Offers.none()
 
 
 def _middle_levels(estimates: Estimates, powers: Array) -> npt.NDArray[np.bool_]:
@@ -139,31 +183,30 @@ def _middle_levels(estimates: Estimates, powers: Array) -> npt.NDArray[np.bool_]
 
 def own_offers(level: int, estimates: Estimates) -> Offers:
     """A model that drafts alone: w tokens in w forwards."""
-    return Offers(
-        level=np.full(MAX_WINDOW, level),
-        seconds=np.outer(PLACES, estimates.costs.drafting[level]),
+    return Offers.of(
+        level=level,
+        seconds=PLACES[:, None] * estimates.costs.drafting[level],
         survival=_OWN_SURVIVAL,
         window=PLACES,
         rounds=PLACES,
-        catch_up=np.full(MAX_WINDOW, estimates.catch_up[level]),
-        sub=np.full(MAX_WINDOW, _NO_SUB),
-        members=np.full(MAX_WINDOW, 1 << level),
+        catch_up=float(estimates.catch_up[level]),
+        sub=_NO_SUB,
+        members=1 << level,
     )
 
 
 def lookup_offers(level: int, estimates: Estimates) -> Offers:
     """A model-free level: with chance h it proposes, and goes on after each token with chance s: S[k] = h s^(k - 1)."""
     hit, stay = estimates.acceptance.hits[:, level].mean(), estimates.acceptance.stays[:, level].mean()
-    count = len(LOOKUP_WINDOWS)
-    return Offers(
-        level=np.full(count, level),
-        seconds=estimates.costs.curves[level][:, 1] * np.ones((count, 1)),
+    return Offers.of(
+        level=level,
+        seconds=np.broadcast_to(estimates.costs.curves[level][:, 1], (len(LOOKUP_WINDOWS), 2)),
         survival=WITHIN * (hit * stay ** (PLACES - 1)),
         window=LOOKUP_WINDOWS,
-        rounds=np.ones(count, dtype=np.int64),
-        catch_up=np.zeros(count),
-        sub=np.full(count, _NO_SUB),
-        members=np.full(count, 1 << level),
+        rounds=1,
+        catch_up=0.0,
+        sub=_NO_SUB,
+        members=1 << level,
     )
 
 
@@ -201,17 +244,16 @@ def _verified_offers(level: int, curve: Array, powers: Array, estimates: Estimat
     length = np.searchsorted((1.5, 2.5, 3.5, 5.5, 8.5, 12.5), mean[useful])
     best = useful[_first_of_each(length, price[useful])]
     seconds, survival = rounds_of(cost[best], yields[best], ROUNDS)
-    times = len(ROUNDS)
-    rounds = np.repeat(ROUNDS, len(best))
-    return Offers(
-        level=np.full(times * len(best), level),
+    sub, rounds = np.tile(best, len(ROUNDS)), np.repeat(ROUNDS, len(best))
+    return Offers.of(
+        level=level,
         seconds=seconds.reshape(-1, 2),
         survival=survival.reshape(-1, MAX_WINDOW),
-        window=np.minimum(MAX_WINDOW, rounds * np.tile(below.window[best] + 1, times)),
+        window=np.minimum(MAX_WINDOW, rounds * (below.window[sub] + 1)),
         rounds=rounds,
-        catch_up=np.tile(below.catch_up[best] + estimates.catch_up[level], times),
-        sub=np.tile(best, times),
-        members=np.tile(below.members[best] | 1 << level, times),
+        catch_up=below.catch_up[sub] + estimates.catch_up[level],
+        sub=sub,
+        members=below.members[sub] | 1 << level,
     )
 
 

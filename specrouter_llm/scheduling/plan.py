@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from specrouter_llm.errors import InvalidParameterError
 
@@ -17,6 +17,12 @@ class Plan:
     """`windows[i]`: tokens that level i offers to level i + 1, at most."""
     rounds: tuple[int, ...] = (1,)
     """`rounds[i]`: verification rounds of level i before it offers; the last level verifies once per step."""
+    below: Plan | None = field(init=False, repr=False, compare=False)
+    """The chain that proposes to the top."""
+
+    def __post_init__(self) -> None:
+        below = Plan(self.levels[:-1], self.windows[:-1], self.rounds[:-1]) if len(self.levels) > 1 else None
+        object.__setattr__(self, "below", below)
 
     @classmethod
     def chain(cls, levels: Sequence[str], windows: Sequence[int]) -> Plan:
@@ -49,11 +55,6 @@ class Plan:
     def window(self) -> int:
         """Tokens that the top asks of the level below it."""
         return self.windows[-1] if self.windows else 0
-
-    @property
-    def below(self) -> Plan | None:
-        """The chain that proposes to the top."""
-        return Plan(self.levels[:-1], self.windows[:-1], self.rounds[:-1]) if len(self.levels) > 1 else None
 
     def without(self, names: Collection[str]) -> Plan:
         """The same plan with some levels below the top left out; each remaining level keeps its own window."""

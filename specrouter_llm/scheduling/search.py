@@ -128,9 +128,9 @@ class Search:
         """Tokens, and seconds per token, of the step in which every row takes the whole of an offer."""
         estimates, table = self._estimates, self._table
         rows = estimates.num_rows
-        if not len(table.level):
+        if not len(table):
             return np.zeros(0), np.zeros(0)
-        accepted = np.einsum("ok,rok->o", table.survival, self._survival[:, table.level])
+        accepted = (table.survival * self._survival.sum(axis=0)[table.level]).sum(axis=1)
         tokens = rows + accepted
         seconds = (
             estimates.overhead
