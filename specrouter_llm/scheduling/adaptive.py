@@ -10,7 +10,7 @@ import numpy as np
 
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.counts import Array
-from specrouter_llm.scheduling.decision import Decision
+from specrouter_llm.scheduling.decision import Decision, Seen
 from specrouter_llm.scheduling.estimates import Costs, Estimates, context_bucket
 from specrouter_llm.scheduling.explanation import Explanation, Journal, Switch
 from specrouter_llm.scheduling.latency import LatencyModel
@@ -32,9 +32,8 @@ ALL_STEPS = 64
 """Steps between two searches over all levels, unless a row came or acceptance has changed; those in between look at the
 levels of the best offers only."""
 ACTIVE_OFFERS = 12
-HORIZON = 256
-"""Tokens that a row is expected to go on for, or as many as it has had so far, if it may: `remaining` is a limit, not a
-promise."""
+TOGETHER = 4
+"""Steps that are learnt from at once, unless a row has ended or something was tried."""
 OPTIMISM, CHANGED_OPTIMISM = 1.5, 2.5
 """Standard errors above the estimate at which idle chains are looked at for a probe: as a rule, and after a change."""
 NEW_ROW = "a row has come"
@@ -90,6 +89,8 @@ class AdaptivePolicy:
         self._stale = True
         self._lent = False
         self._decision: Decision | None = None
+        self._seen: list[Seen] = []
+        """Steps that were not learnt from yet."""
         self._deferred = deferred
         self._next: Decision | None = None
         """Made by `reconsider`, for the next step."""
@@ -129,28 +130,34 @@ class AdaptivePolicy:
             self._stale, self._reconsidered = False, True
 
     def observe(self, step: StepObservation) -> None:
-        """Corrects latencies by the forwards, similarities by the trials, and puts the last decision into force."""
+        """Takes note. Quiet steps are learnt from a few at a time: out of the caches, one is nearly as dear as a few."""
         self._step += 1
-        self._learn_latency(step)
-        decision = self._decision
-        planned = dict(zip(decision.key, decision.plans, strict=True)) if decision is not None else {}
-        committed = sum(row.committed for row in step.rows)
-        if decision is not None and committed:
-            self._settle(decision, step, committed)
-            if self._deferred and decision.tries:  # the next step may be decided later
-                self._decision = decision.settled()
-        for row in step.rows:
-            self._learn_row(row, planned.get(row.row_id))
-        self._planned = False
+        decision, views = (self._decision, self._views) if self._planned else (None, {})
+        seen = Seen(step, decision, views, self._reconsidered)
+        self._seen.append(seen)
+        self._planned = self._reconsidered = False
+        if len(self._seen) >= TOGETHER or not (seen.is_quiet and self._lent) or self._prober.looks(self._step):
+            self._learn()
+
+    def _learn(self) -> None:
+        """Corrects latencies by the forwards, similarities by the trials, and puts decisions into force."""
+        seen, self._seen = self._seen, []
+        for each in seen:
+            self._learn_latency(each)
+            if each.decision is not None and any(row.committed for row in each.step.rows):
+                self._settle(each.decision, each)
+            for row in each.step.rows:
+                self._learn_row(row, each)
         # A look that `_next` has had is told of when that is in force.
         self._stale |= self._due() or (self._next is None and self._prober.looks(self._step))
-        if decision is not None and decision.reason == NEW_ROW:
-            self._stale |= self._plain_trials.due(len(decision.key), self._step)
+        if self._decision is not None and self._decision.reason == NEW_ROW:
+            self._stale |= self._plain_trials.due(len(self._decision.key), self._step)
 
     # ---------------------------------------------------------------- reports
 
     def explain(self) -> Explanation:
         """Candidates, the choice, what it was predicted to cost and what it cost, and the switches so far."""
+        self._learn()
         decision = self._decision
         return Explanation(
             step=self._step,
@@ -165,6 +172,7 @@ class AdaptivePolicy:
 
     def reasons(self, row_id: int) -> Reasons:
         """Why a row is decoded as it is; the last 256 finished rows are still known."""
+        self._learn()
         found = self._search.candidates() if self._search is not None else ()
         candidates = tuple(RouteCandidate(c.plan.levels, c.plan.windows, c.seconds_per_token) for c in found)
         predicted = self._decision.predicted if self._decision is not None else math.nan
@@ -173,16 +181,19 @@ class AdaptivePolicy:
     @property
     def latency(self) -> LatencyModel:
         """The corrected model, for saving."""
+        self._learn()
         return self._latency
 
     @property
     def similarity(self) -> Similarity:
         """The estimates of acceptance."""
+        self._learn()
         return self._similarity
 
     # ---------------------------------------------------------------- deciding
 
     def _decide(self, rows: Sequence[RowView], key: tuple[int, ...]) -> Decision:
+        self._learn()
         for row_id in self._rows.expire(rows, self._step):
             self._similarity.forget(row_id)
             self._standing.pop(row_id, None)
@@ -271,17 +282,13 @@ class AdaptivePolicy:
             costs=costs,
             overhead=self._latency.overhead,
             catch_up=self._catch_up(rows),
-            blocked=self._blocked(rows),
+            blocked=self._rows.blocked(rows, lower),
         )
 
     def _catch_up(self, rows: Sequence[RowView]) -> Array:
         """[L] seconds per token of the batch: catching up spread over the tokens to come."""
-        future = sum(self._future(row) for row in rows)
+        future = sum(map(self._rows.future, rows))
         return np.array([self._missing_seconds(level, rows) for level in self._similarity.lower]) / future
-
-    def _future(self, row: RowView) -> int:
-        """Tokens that a row is expected to have left."""
-        return max(1, min(row.remaining, max(HORIZON, self._rows[row.row_id].generated)))
 
     def _missing_seconds(self, level: str, rows: Sequence[RowView]) -> float:
         """What it costs a model to take in the committed tokens that it lacks, beyond a forward that it runs anyway."""
@@ -291,16 +298,6 @@ class AdaptivePolicy:
         if missing <= 2 * len(rows):
             return 0.0
         return self._latency.seconds(level, missing + 1) - self._latency.seconds(level, 1)
-
-    def _blocked(self, rows: Sequence[RowView]) -> Array:
-        """[R, L] 1 where the engine keeps leaving a level out."""
-        lower = self._similarity.lower
-        table = np.zeros((len(rows), len(lower)))
-        for r, row in enumerate(rows):
-            for level in self._rows[row.row_id].blocked:
-                if level in lower:
-                    table[r, lower.index(level)] = 1.0
-        return table
 
     # ---------------------------------------------------------------- probing
 
@@ -367,7 +364,7 @@ class AdaptivePolicy:
         tokens, seconds = price(decision.plans, estimates)
         regret = seconds - tokens * pace
         regret += sum(self._missing_seconds(level, rows[place : place + 1]) for level in plan.levels[:-1])
-        gain = hope * self._future(rows[place])
+        gain = hope * self._rows.future(rows[place])
         return decision if self._prober.allows(plan.levels, regret, gain, self._step) else None
 
     def _unknown(self, row: RowView) -> str | None:
@@ -378,12 +375,12 @@ class AdaptivePolicy:
 
     # ---------------------------------------------------------------- learning
 
-    def _learn_latency(self, step: StepObservation) -> None:
+    def _learn_latency(self, seen: Seen) -> None:
         alike: dict[tuple[str, int, int, bool], list[Forward]] = {}
-        for forward in step.forwards:
+        for forward in seen.step.forwards:
             if forward.level in self._proposers:
                 forward = Forward(forward.level, forward.num_rows, forward.num_rows, 0, forward.seconds)
-            if self._reconsidered and forward.level == self._target:
+            if seen.reconsidered and forward.level == self._target:
                 continue  # the search may have been longer
             if forward.level == self._target and forward.num_tokens == forward.num_rows:
                 self._plain_trials.seen(forward.num_rows, self._step)
@@ -392,11 +389,12 @@ class AdaptivePolicy:
         for some in alike.values():
             mean = sum(forward.seconds for forward in some) / len(some)
             self._latency.observe(some[0] if len(some) == 1 else replace(some[0], seconds=mean))
-        self._reconsidered = False
-        self._latency.observe_overhead(step.seconds - sum(forward.seconds for forward in step.forwards))
+        self._latency.observe_overhead(seen.step.seconds - sum(forward.seconds for forward in seen.step.forwards))
 
-    def _settle(self, decision: Decision, step: StepObservation, committed: int) -> None:
+    def _settle(self, decision: Decision, seen: Seen) -> None:
         """Journal, switches, and what a probe cost."""
+        step = seen.step
+        committed = sum(row.committed for row in step.rows)
         self._prober.earn(step.seconds)
         if decision.looked is not None:
             self._prober.looked(decision.looked, self._step)
@@ -408,7 +406,10 @@ class AdaptivePolicy:
         for row_id, plan in zip(decision.key, decision.standing, strict=True):
             self._rows.switched(row_id, self._standing.get(row_id, plan), plan, decision.reason, decision.gain)
         self._standing = dict(zip(decision.key, decision.standing, strict=True))
-        self._stale |= decision.tries
+        if decision.tries:
+            self._stale = True
+            if self._deferred:  # the next step may be decided later
+                self._decision = decision.settled()
         if decision.probed is None:
             if not decision.tries:
                 self._journal.measured(step.seconds, committed)
@@ -420,16 +421,16 @@ class AdaptivePolicy:
         if run is None or run.plan.levels != levels or math.isnan(decision.predicted):
             self._prober.result(levels, 0.0, False, self._step)
             return
-        bucket = regime(self._views[run.row_id].temperature)
+        bucket = regime(seen.views[run.row_id].temperature)
         success = self._similarity.surprise(run.row_id, bucket, run.trials, run.scores) >= 0
         self._prober.result(levels, step.seconds - committed * decision.predicted, success, self._step)
 
-    def _learn_row(self, row: RowObservation, planned: Plan | None) -> None:
-        view = self._views.get(row.row_id)
+    def _learn_row(self, row: RowObservation, seen: Seen) -> None:
+        view = seen.views.get(row.row_id)
         if view is None:  # a row with a forced chain: its regime is not known
             return
         bucket = regime(view.temperature)
-        self._rows[row.row_id].observe(planned, row, view.num_tokens)
+        self._rows[row.row_id].observe(seen.planned(row.row_id), row, view.num_tokens)
         if self._similarity.observe(row.row_id, bucket, row.trials, self._step, row.scores):
             self._shaken = True
             self._similarity.doubt(row.row_id, self._step)

@@ -1,10 +1,12 @@
-"""What the adaptive policy decided for a step."""
+"""What the adaptive policy decided for a step, and what became of it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.scheduling.policy import RowView, StepObservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +45,27 @@ class Decision:
     def plain(self, plan: Plan) -> Decision:
         """With all rows decoded plainly."""
         return replace(self, plans=(plan,) * len(self.standing))
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A step that has not been learnt from yet."""
+
+    step: StepObservation
+    decision: Decision | None
+    """That it was run by; None if all chains were forced."""
+    views: Mapping[int, RowView]
+    """What the decision was made for, by row."""
+    reconsidered: bool
+    """Whether the search for the next decision took part of it."""
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing was tried in it and no row has ended."""
+        return not (self.decision is not None and self.decision.tries) and not any(r.finished for r in self.step.rows)
+
+    def planned(self, row_id: int) -> Plan | None:
+        """What a row was to run."""
+        if self.decision is None or row_id not in self.decision.key:
+            return None
+        return self.decision.plans[self.decision.key.index(row_id)]

@@ -6,6 +6,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from specrouter_llm.scheduling.counts import Array
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import RowObservation, RowView
 from specrouter_llm.types import RouteSwitch
@@ -16,6 +19,9 @@ MOST_SWITCHES = 64
 """Of one row; the first ones are kept."""
 KEPT_STEPS = 64
 """A row that is not planned for during so many steps has left."""
+HORIZON = 256
+"""Tokens that a row is expected to go on for, or as many as it has had so far, if it may: `remaining` is a limit, not a
+promise."""
 PATIENCE = 8
 """Steps in a row in which a planned level is left out before it counts as unusable, and 1 more per 32 tokens missed."""
 
@@ -65,6 +71,18 @@ class RowBook:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def future(self, row: RowView) -> int:
+        """Tokens that a row is expected to have left."""
+        return max(1, min(row.remaining, max(HORIZON, self[row.row_id].generated)))
+
+    def blocked(self, rows: Sequence[RowView], lower: Sequence[str]) -> Array:
+        """[R, L] 1 where the engine keeps leaving a level out."""
+        table = np.zeros((len(rows), len(lower)))
+        for r, row in enumerate(rows):
+            for level in self[row.row_id].blocked.intersection(lower):
+                table[r, lower.index(level)] = 1.0
+        return table
 
     def expire(self, rows: Sequence[RowView], step: int) -> list[int]:
         """Drops rows that were not planned for lately (cancelled, failed): returns their ids."""

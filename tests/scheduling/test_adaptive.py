@@ -1,12 +1,13 @@
 """The adaptive policy in the simulator: against the best static chain, after drifts, at break-even, in mixed batches."""
 
+import itertools
 import random
 import statistics
 import time
 
 import pytest
 
-from specrouter_llm.scheduling.adaptive import AdaptivePolicy
+from specrouter_llm.scheduling.adaptive import TOGETHER, AdaptivePolicy
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import FixedPolicy, Forward, RowObservation, RowView, StepObservation
 from specrouter_llm.scheduling.probing import PLAIN_AGAIN, PLAIN_STEPS, PlainTrials
@@ -175,13 +176,11 @@ def fifty_pools():
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("tenth", range(10))
 def test_50_pools(tenth):
-    """Random pools of up to 16 models, 16,000 tokens: over 4,000 the same policy differs from itself by 3 %.
-
-    The aim is 1.05 after the first quarter; one pool misses it by a thousandth.
-    """
+    """Random pools of up to 16 models, after the first quarter of 16,000 tokens: over 4,000 the same policy differs from
+    itself by 3 %."""
     found = [regret(*each, tokens=16_000) for each in fifty_pools()[tenth::10]]
     print("all", [round(r, 3) for r, _ in found], "late", [round(r, 3) for _, r in found])
-    assert max(late for _, late in found) <= 1.055
+    assert max(late for _, late in found) <= 1.05
 
 
 @pytest.mark.parametrize(
@@ -349,6 +348,47 @@ def test_finished_and_vanished_rows_are_dropped():
         policy.plan([RowView(2000, 10 + step, 500, 0.0)])
         policy.observe(StepObservation((RowObservation(2000, PLAIN, (), 1, False),), (), 0.05))
     assert len(policy._rows) == 1
+
+
+def quiet_step(policy, row_id, num_tokens, seconds, finished=False):
+    policy.plan([RowView(row_id, num_tokens, 500, 0.0)])
+    forwards = (Forward("target", 1, 1, num_tokens, seconds),)
+    policy.observe(StepObservation((RowObservation(row_id, PLAIN, (), 1, finished),), forwards, seconds + 0.001))
+
+
+def test_quiet_steps_are_learnt_from_together_but_before_anyone_looks():
+    policy = AdaptivePolicy(["target"])
+    learn, lessons = policy._learn_latency, []
+    policy._learn_latency = lambda seen: lessons.append(seen) or learn(seen)
+    counts = []
+    for step in range(12):
+        quiet_step(policy, 0, 64 + step, 0.05)
+        counts.append(len(lessons))
+    assert counts[-1] > TOGETHER
+    assert max(b - a for a, b in itertools.pairwise(counts)) == TOGETHER
+    policy.explain()
+    for look in (policy.explain, lambda: policy.reasons(0), lambda: policy.latency, lambda: policy.similarity):
+        before = len(lessons)
+        quiet_step(policy, 0, 80, 0.05)
+        assert len(lessons) == before
+        look()
+        assert len(lessons) == before + 1
+    quiet_step(policy, 0, 90, 0.05, finished=True)
+    assert len(lessons) == before + 2
+
+
+def test_steps_of_forced_chains_are_not_put_down_to_the_last_decision():
+    """They teach what forwards cost; no probe is paid for, and no pace is measured by them."""
+    policy = adaptive(two_drafters(0.7, 0.8))
+    Simulator(two_drafters(0.7, 0.8), requests(1, 4000), slots=1).run(policy, 400)
+    before, cost = policy.explain(), policy.latency.seconds("target", 1)
+    for _ in range(50):
+        forwards = (Forward("target", 1, 1, 64, 0.2),)
+        policy.observe(StepObservation((RowObservation(77, PLAIN, (), 1, False),), forwards, 0.2))
+    after = policy.explain()
+    assert after.measured_seconds_per_token == before.measured_seconds_per_token
+    assert after.probes == before.probes
+    assert policy.latency.seconds("target", 1) > 1.5 * cost
 
 
 def test_a_level_that_is_always_left_out_is_given_up():
