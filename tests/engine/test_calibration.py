@@ -182,7 +182,7 @@ def test_other_threads_are_refused(saved):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"format": 4}', '{"format": 4, "members": {}, "threads": 1, "latency": {}}']
+    "text", ["", "[]", '{"format": 5}', '{"format": 5, "members": {}, "threads": 1, "latency": {}}']
 )
 def test_other_files_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, text):
     monkeypatch.setattr("specrouter_llm.pool.pool.ModelPool.load", lambda *_, **__: pytest.fail("loaded"))
@@ -192,5 +192,5 @@ def test_other_files_are_refused_before_anything_is_loaded(tmp_path, monkeypatch
     with pytest.raises(InvalidParameterError, match=r"missing\.json is not a calibration"):
         load(tmp_path / "missing.json")
     (tmp_path / "x.json").write_text('{"format": 7}')
-    with pytest.raises(InvalidParameterError, match="format 7, this release reads 4"):
+    with pytest.raises(InvalidParameterError, match="format 7, this release reads 5"):
         load(tmp_path / "x.json")
