@@ -117,9 +117,13 @@ class CompiledRunner:
             address += sum(span.num_logits for span in block) * logits.stride(0) * logits.itemsize
         return logits[:, : self.vocab_size]
 
+    def loops(self, warp: Warp) -> bool:
+        """Greedily: noise is drawn in Python."""
+        return warp.temperature == 0.0
+
     def loop(self, spans: Sequence[Span], count: int, warp: Warp, keys: Sequence[Keys]) -> Tensor | None:
-        """See `LoopingRunner`: for rows that choose greedily."""
-        if warp.temperature or sum(len(span.token_ids) for span in spans) > _ROOM:
+        """See `LoopingRunner`."""
+        if not self.loops(warp) or sum(len(span.token_ids) for span in spans) > _ROOM:
             return None
         self._prepare([replace(span, token_ids=[*span.token_ids, *[0] * (count - 1)]) for span in spans])
         logits = self._new_logits(len(spans))

@@ -35,6 +35,10 @@ _NO_KEY = (0, 0)
 class LoopingRunner(Protocol):
     """A runner that can go on by its own choices without the host between them."""
 
+    def loops(self, warp: Warp) -> bool:
+        """Whether it can choose under these settings without the host."""
+        ...
+
     def loop(self, spans: Sequence[Span], count: int, warp: Warp, keys: Sequence[Keys]) -> Tensor | None:
         """The next `count` choices of each row after its span: ids, int64 [rows, count] on the runner's device.
 

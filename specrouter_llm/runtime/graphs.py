@@ -253,10 +253,14 @@ class GraphRunner(EagerRunner):
         wanted = logits.index_select(0, batch.wanted[: sum(span.num_logits for span in spans)])
         return wanted if wanted.dtype == torch.float64 else wanted.float()
 
+    def loops(self, warp: Warp) -> bool:
+        """Where there is one number of tokens only, the loop's are others."""
+        return self._sizes is TOKENS
+
     def loop(self, spans: Sequence[Span], count: int, warp: Warp, keys: Sequence[Keys]) -> Tensor | None:
-        """See `LoopingRunner`; where there is one number of tokens only, the loop's are others."""
+        """See `LoopingRunner`."""
         buckets = loop_buckets(spans, count, self._cache.capacity)
-        if buckets is None or count > MOST_CHOICES or self._sizes is not TOKENS:
+        if buckets is None or count > MOST_CHOICES or not self.loops(warp):
             return None
         shape = LoopShape(*buckets, warp)
         with torch.inference_mode():

@@ -33,7 +33,7 @@ ALL_STEPS = 64
 levels of the best offers only."""
 ACTIVE_OFFERS = 12
 TOGETHER = 4
-"""Steps that are learnt from at once, unless a row has ended or something was tried."""
+"""Rows of steps that are learnt from at once, unless one has ended or something was tried."""
 OPTIMISM, CHANGED_OPTIMISM = 1.5, 2.5
 """Standard errors above the estimate at which idle chains are looked at for a probe: as a rule, and after a change."""
 NEW_ROW = "a row has come"
@@ -133,10 +133,10 @@ class AdaptivePolicy:
         """Takes note. Quiet steps are learnt from a few at a time: out of the caches, one is nearly as dear as a few."""
         self._step += 1
         decision, views = (self._decision, self._views) if self._planned else (None, {})
-        seen = Seen(step, decision, views, self._reconsidered)
-        self._seen.append(seen)
+        self._seen.append(seen := Seen(step, decision, views, self._reconsidered))
         self._planned = self._reconsidered = False
-        if len(self._seen) >= TOGETHER or not (seen.is_quiet and self._lent) or self._prober.looks(self._step):
+        rows = sum(len(each.step.rows) for each in self._seen)
+        if rows >= TOGETHER or not (seen.is_quiet and self._lent) or self._prober.looks(self._step):
             self._learn()
 
     def _learn(self) -> None:

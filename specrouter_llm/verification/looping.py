@@ -52,20 +52,22 @@ class LoopProcessor:
         Raises:
             ModelFailure: the forward raised; the lengths of all models are the caller's to restore.
         """
-        spans = [self._state.span(model, *each, 1) for each in zip((row.slot for row in rows), hypotheses, strict=True)]
-        alike: dict[Warp, list[int]] = {}
-        for i, (row, span) in enumerate(zip(rows, spans, strict=True)):
-            if self._can_loop(model, row, span, count):
-                alike.setdefault(row.sampler.warp, []).append(i)
+        alike: dict[Warp, list[tuple[int, Span]]] = {}
+        for i, (row, hypothesis) in enumerate(zip(rows, hypotheses, strict=True)):
+            if row.sampler.contextual or not self._runners[model].loops(row.sampler.warp):
+                continue
+            span = self._state.span(model, row.slot, hypothesis, 1)
+            if self._fits(model, span, count):
+                alike.setdefault(row.sampler.warp, []).append((i, span))
         looped: list[Looped] = []
-        for members in alike.values():
-            looped += self._run(model, members, [rows[i] for i in members], [spans[i] for i in members], count, log)
+        for some in alike.values():
+            members, spans = [i for i, _ in some], [span for _, span in some]
+            looped += self._run(model, members, [rows[i] for i in members], spans, count, log)
         return looped
 
-    def _can_loop(self, model: str, row: Row, span: Span, count: int) -> bool:
-        """Not while a choice depends on the host, nor beyond the context; who has to catch up is scored on the way."""
-        room = self._runners[model].context_length - span.end
-        return not row.sampler.contextual and len(span.token_ids) <= LEAST_SCORED and count <= room + 1
+    def _fits(self, model: str, span: Span, count: int) -> bool:
+        """Not beyond the context; who has to catch up is scored on the way."""
+        return len(span.token_ids) <= LEAST_SCORED and count <= self._runners[model].context_length - span.end + 1
 
     def _run(
         self,

@@ -94,6 +94,9 @@ def test_growing_a_cache_takes_nothing_from_what_is_measured():
 class Looping(SlowRunner):
     """A forward takes long, a loop does not."""
 
+    def loops(self, warp):
+        return True
+
     def loop(self, spans, count, warp, keys):
         assert not warp.temperature
         return torch.zeros(len(spans), count, dtype=torch.long) if self.name != "strict" else None

@@ -162,6 +162,7 @@ def test_a_loop_is_so_many_forwards_and_choices(kind, data):
 def test_a_loop_leaves_to_others_what_it_cannot_do():
     """Choices that need noise, and more tokens than its memory is for."""
     runner = CompiledRunner("m", make("llama"), num_slots=1, context_length=1024)
+    assert [runner.loops(GREEDY._replace(temperature=t)) for t in (0.0, 1.0)] == [True, False]
     assert runner.loop([Span(0, 0, [1], 1)], 2, GREEDY._replace(temperature=1.0), [[(0, 0)] * 2]) is None
     assert runner.loop([Span(0, 0, [1] * 300, 1)], 2, GREEDY, [[]]) is None
 

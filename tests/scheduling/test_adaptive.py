@@ -377,6 +377,22 @@ def test_quiet_steps_are_learnt_from_together_but_before_anyone_looks():
     assert len(lessons) == before + 2
 
 
+def test_a_step_of_many_rows_is_learnt_from_at_once():
+    policy = adaptive(one_drafter(0.75))
+    simulator, waiting = Simulator(one_drafter(0.75), requests(8, 300), slots=4), []
+
+    class Counting:
+        def plan(self, rows):
+            return policy.plan(rows)
+
+        def observe(self, step):
+            policy.observe(step)
+            waiting.append(len(policy._seen))
+
+    simulator.run(Counting(), 400)
+    assert set(waiting) == {0}
+
+
 def test_steps_of_forced_chains_are_not_put_down_to_the_last_decision():
     """They teach what forwards cost; no probe is paid for, and no pace is measured by them."""
     policy = adaptive(two_drafters(0.7, 0.8))
