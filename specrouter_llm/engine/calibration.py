@@ -80,7 +80,14 @@ class Calibration:
         ratios = {
             name: _row_ratio(runner, min(rows, ROWS), repeats, share) for name, runner in runners.items() if rows > 1
         }
-        latency = LatencyModel.fit(samples, overhead=0.0, sizes=token_sizes(runners), row_ratios=ratios, loops=loops)
+        latency = LatencyModel.fit(
+            samples,
+            overhead=0.0,
+            sizes=token_sizes(runners),
+            row_ratios=ratios,
+            loops=loops,
+            greedy_only=[name for name in loops if not _loops_sampled(runners[name])],
+        )
         return cls(describe(pool, runners), torch.get_num_threads(), latency)
 
     def save(self, path: Path) -> None:
@@ -287,6 +294,10 @@ def _forward(runner: Runner, tokens: int, context: int) -> float:
 
 def _can_loop(runner: LoopingRunner) -> bool:
     return runner.loop([Span(0, 0, [0], 1)], _LOOPED, GREEDY, [[]]) is not None
+
+
+def _loops_sampled(runner: Runner) -> bool:
+    return isinstance(runner, LoopingRunner) and runner.loops(GREEDY._replace(temperature=1.0))
 
 
 def _loop(runner: Runner, tokens: int, context: int) -> float:

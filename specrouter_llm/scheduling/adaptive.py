@@ -105,8 +105,8 @@ class AdaptivePolicy:
         self._search: Search | None = None
         self._active: frozenset[int] = frozenset()
         self._searched_all = 0
-        self._costs: dict[tuple[int, int], Costs] = {}
-        """By rows and context; kept until a latency moves."""
+        self._costs: dict[tuple[int, int, bool], Costs] = {}
+        """By rows, context and whether any is sampled; kept until a latency moves."""
 
     # ---------------------------------------------------------------- the contract of Policy
 
@@ -269,17 +269,17 @@ class AdaptivePolicy:
         number = len(rows)
         context = context_bucket(sum(row.num_tokens for row in rows))
         lower, num_lookups = self._similarity.lower, len(self._proposers)
-        costs = self._costs.get((number, context))
-        if costs is None:
-            costs = Costs.of(self._latency, lower, num_lookups, self._target, number, context)
-            self._costs[number, context] = costs
+        key = number, context, any(row.temperature > 0 for row in rows)
+        if key not in self._costs:
+            given = self._latency, lower, num_lookups, self._target, number, context
+            self._costs[key] = Costs.of(*given, sampled=key[2])
         return Estimates(
             lower=lower,
             num_lookups=num_lookups,
             target=self._target,
             num_rows=number,
             acceptance=acceptance,
-            costs=costs,
+            costs=self._costs[key],
             overhead=self._latency.overhead,
             catch_up=self._catch_up(rows),
             blocked=self._rows.blocked(rows, lower),

@@ -32,9 +32,17 @@ class Costs:
 
     @classmethod
     def of(
-        cls, latency: LatencyModel, lower: Sequence[str], num_lookups: int, target: str, rows: int, context: int
+        cls,
+        latency: LatencyModel,
+        lower: Sequence[str],
+        num_lookups: int,
+        target: str,
+        rows: int,
+        context: int,
+        *,
+        sampled: bool = False,
     ) -> Costs:
-        """For a batch of `rows` rows and `context` positions in all."""
+        """For a batch of `rows` rows and `context` positions in all; `sampled` if a row does not choose greedily."""
         curves = np.full((len(lower), 2, MAX_WINDOW + 2), np.inf)
         drafting = np.full((len(lower), 2), np.inf)
         each = max(1, context // rows)
@@ -47,7 +55,8 @@ class Costs:
             elif latency.knows(level):
                 curves[i, 0] = latency.curve(level, rows, context, MAX_WINDOW)
                 curves[i, 1] = latency.curve(level, 1, each, MAX_WINDOW)
-                drafting[i] = latency.drafted(level, rows, context), latency.drafted(level, 1, each)
+                batch, one = (latency.drafted(level, *given, sampled=sampled) for given in ((rows, context), (1, each)))
+                drafting[i] = batch, one
         return cls(curves, drafting, latency.totals(target, rows * (MAX_WINDOW + 1), context, rows))
 
 

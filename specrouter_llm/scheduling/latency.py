@@ -16,7 +16,7 @@ import json
 import math
 import statistics
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
@@ -230,6 +230,8 @@ class LatencyModel:
     def __init__(self, overhead: float = 0.0) -> None:
         self._curves: dict[str, _Curve] = {}
         self._loops: dict[str, _Curve] = {}
+        self._greedy_only: frozenset[str] = frozenset()
+        """Levels that loop only where every choice is greedy."""
         self._overhead = overhead
         self._overhead_count = 4.0 if overhead else 0.0
         self._cache: dict[tuple[str, int, int, int], Array] = {}
@@ -244,6 +246,7 @@ class LatencyModel:
         sizes: Mapping[str, Sequence[int]] | None = None,
         row_ratios: Mapping[str, tuple[int, int, float]] | None = None,
         loops: Mapping[str, Sequence[tuple[int, int, float]]] | None = None,
+        greedy_only: Collection[str] = (),
     ) -> LatencyModel:
         """From measurements (tokens, context, seconds) of one-row forwards per level; several per point are averaged.
 
@@ -255,6 +258,7 @@ class LatencyModel:
             row_ratios: (rows, context, ratio): what so many rows of one token take over one row of as many tokens.
             loops: (1, context, seconds) of one token of one row of a loop; for more rows it is taken to cost more in the
                 proportion of forwards over as many tokens.
+            greedy_only: levels that loop only where every choice is greedy.
 
         Raises:
             InvalidParameterError: a level without samples, or a value that is not positive.
@@ -270,6 +274,7 @@ class LatencyModel:
         for level, points in (loops or {}).items():
             curve = model._curves[level]
             model._loops[level] = curve.times(statistics.median(s / curve.one(n, c, 1) for n, c, s in points))
+        model._greedy_only = frozenset(greedy_only)
         return model
 
     def pad_to(self, sizes: Mapping[str, Sequence[int]]) -> None:
@@ -291,9 +296,11 @@ class LatencyModel:
         """Seconds of one forward over `tokens` tokens and `context` positions, both summed over `rows` rows."""
         return self._curves[level].one(tokens, context, rows)
 
-    def drafted(self, level: str, rows: int = 1, context: float = 0) -> float:
-        """Seconds of one token of each of `rows` rows, of several that the level drafts with nothing below it."""
-        return self._loops.get(level, self._curves[level]).one(rows, context, rows)
+    def drafted(self, level: str, rows: int = 1, context: float = 0, *, sampled: bool = False) -> float:
+        """Seconds of one token of each of `rows` rows, of several that the level drafts with nothing below it; `sampled` if
+        a row does not choose greedily."""
+        curves = self._curves if sampled and level in self._greedy_only else self._loops
+        return curves.get(level, self._curves[level]).one(rows, context, rows)
 
     def curve(self, level: str, rows: int, context: int, width: int) -> Array:
         """[width + 2]: seconds when each of `rows` rows feeds n = 0 ... width + 1 tokens; entry 0 is 0. Read-only."""
@@ -353,6 +360,7 @@ class LatencyModel:
             {level: curve.to_dict() for level, curve in each.items()} for each in (self._curves, self._loops)
         )
         found = {"version": 1, "overhead": self._overhead, "curves": curves, "loops": loops}
+        found["greedy_only"] = sorted(self._greedy_only)
         return json.dumps(found, indent=1, sort_keys=True)
 
     @classmethod
@@ -365,6 +373,7 @@ class LatencyModel:
             if data["version"] != 1:
                 raise InvalidParameterError(f"latency file of version {data['version']!r}; this release reads 1")
             model = cls(float(data["overhead"]))
+            model._greedy_only = frozenset(map(str, data.get("greedy_only", ())))
             for name, curves in (("curves", model._curves), ("loops", model._loops)):
                 for level, curve in data.get(name, {}).items():
                     curves[level] = _Curve.from_dict(level, curve)

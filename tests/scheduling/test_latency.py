@@ -226,6 +226,16 @@ def test_beyond_the_last_size_costs_rise_as_over_its_half():
     assert model.curve("m", 1, 0, 199)[200] == pytest.approx(model.seconds("m", 200))
 
 
+def test_a_level_that_loops_only_greedily_is_priced_so():
+    """Where a row is sampled it drafts forward by forward; a saved model knows it too."""
+    points = [(n, 64, 0.010) for n in GRID]
+    loops = {"a": [(1, 64, 0.004)], "b": [(1, 64, 0.004)]}
+    model = LatencyModel.fit({"a": points, "b": points}, 0.0, loops=loops, greedy_only=["a"])
+    for found in (model, LatencyModel.from_json(model.to_json())):
+        seconds = [found.drafted(level, sampled=sampled) for level in "ab" for sampled in (False, True)]
+        assert seconds == pytest.approx([0.004, 0.010, 0.004, 0.004])
+
+
 def test_a_loop_of_many_rows_costs_what_forwards_make_of_it():
     """Only one row is measured in a loop; where sixteen tokens cost what one does, sixteen rows do."""
     flat = LatencyModel.fit({"m": [(n, 64, 0.002) for n in GRID]}, 0.0, loops={"m": [(1, 64, 0.001)]})
