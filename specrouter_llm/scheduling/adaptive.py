@@ -135,7 +135,7 @@ class AdaptivePolicy:
         decision, views = (self._decision, self._views) if self._planned else (None, {})
         self._seen.append(seen := Seen(step, decision, views, self._reconsidered))
         self._planned = self._reconsidered = False
-        rows = sum(len(each.step.rows) for each in self._seen)
+        rows = sum(max(1, len(each.step.rows)) for each in self._seen)  # all rows of a step may have failed
         if rows >= TOGETHER or not (seen.is_quiet and self._lent) or self._prober.looks(self._step):
             self._learn()
 

@@ -377,6 +377,16 @@ def test_quiet_steps_are_learnt_from_together_but_before_anyone_looks():
     assert len(lessons) == before + 2
 
 
+def test_steps_that_failed_do_not_pile_up():
+    """A target that fails leaves no row to learn from; its requests end, and others come."""
+    policy = adaptive(one_drafter(0.75))
+    Simulator(one_drafter(0.75), requests(1, 300), slots=1).run(policy, 100)
+    for row_id in range(100, 140):
+        policy.plan([RowView(row_id, 64, 500, 0.0)])
+        policy.observe(StepObservation((), (), 0.05))
+    assert len(policy._seen) < TOGETHER
+
+
 def test_a_step_of_many_rows_is_learnt_from_at_once():
     policy = adaptive(one_drafter(0.75))
     simulator, waiting = Simulator(one_drafter(0.75), requests(8, 300), slots=4), []
