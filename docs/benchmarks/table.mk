@@ -37,6 +37,7 @@ batch-16             := batch -w $(GSM8K) --batch 16 --groups 4 --max-tokens 32 
 batch-32             := batch -w $(GSM8K) --batch 32 --groups 2 --max-tokens 24 --limit 32 $(some)
 batch-8-code         := batch -w $(HUMANEVAL) --batch 8 --groups 2 --max-tokens 48 --limit 16 --no-peer $(some)
 batch-8-rag          := batch -w rag --batch 8 --groups 2 --max-tokens 48 --limit 8 --no-peer $(some)
+batch-8-spec-rag     := batch -w '$(SPEC_BENCH)\#rag' --batch 8 --groups 2 --max-tokens 32 --limit 16 --no-peer --chain ngram@8
 batch-8-qa           := batch -w '$(SPEC_BENCH)\#qa' --batch 8 --groups 4 --max-tokens 48 --limit 32 --no-peer $(some)
 batch-8-stories      := batch -w stories --batch 8 --groups 4 --max-tokens 48 --limit 8 --no-peer $(some)
 # Steps: over one token and over the floor; what the engine does between its forwards.
@@ -48,7 +49,7 @@ memory               := memory --depth 1 --depth 3
 
 bench_table := gsm8k gsm8k-assisted target-only target-only-assisted quoting \
 	chains-gsm8k chains-target-only chains-code chains-rag chains-qa chains-quoting chains-stories chains-mix \
-	batch-1-4 batch-8 batch-16 batch-32 batch-8-code batch-8-rag batch-8-qa batch-8-stories step overhead \
+	batch-1-4 batch-8 batch-16 batch-32 batch-8-code batch-8-rag batch-8-spec-rag batch-8-qa batch-8-stories step overhead \
 	calibration memory
 
 .PHONY: bench-table bench-peers
