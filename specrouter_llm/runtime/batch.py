@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,22 +35,3 @@ def packed_inputs(spans: Sequence[Span], device: torch.device | None = None) -> 
         wanted.extend(range(len(ids) - span.num_logits, len(ids)))
     fed = torch.tensor([ids, positions], dtype=torch.long, device=device)
     return fed[0], fed[1], torch.tensor(wanted, dtype=torch.long, device=device)
-
-
-def blocks(spans: Sequence[Span], most: int) -> Iterator[list[Span]]:
-    """The same tokens in order, at most `most` of them at a time: a span that does not fit is fed in pieces."""
-    block: list[Span] = []
-    free = most
-    for span in spans:
-        start, tokens = 0, len(span.token_ids)
-        while start < tokens:
-            count = min(free, tokens - start)
-            after = tokens - start - count
-            wanted = max(0, min(count, span.num_logits - after))
-            block.append(Span(span.slot, span.start + start, span.token_ids[start : start + count], wanted))
-            start, free = start + count, free - count
-            if not free:
-                yield block
-                block, free = [], most
-    if block:
-        yield block

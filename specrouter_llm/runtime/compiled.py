@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from specrouter_llm.runtime.attention import STORAGE_STEP
-from specrouter_llm.runtime.batch import Span, blocks
+from specrouter_llm.runtime.batch import Span
+from specrouter_llm.runtime.buckets import launches
 from specrouter_llm.runtime.cache import SlotCache
 from specrouter_llm.runtime.draft_loop import Keys
 from specrouter_llm.runtime.kernels import run_forward, run_loop
@@ -112,7 +113,7 @@ class CompiledRunner:
         self._prepare(spans)
         logits = self._new_logits(sum(span.num_logits for span in spans))
         address = logits.data_ptr()
-        for block in blocks(spans, _ROOM):
+        for block in launches(spans, _ROOM):
             self._run(run_forward.address, block, address)
             address += sum(span.num_logits for span in block) * logits.stride(0) * logits.itemsize
         return logits[:, : self.vocab_size]
