@@ -40,6 +40,8 @@ class Tile(NamedTuple):
     start: int
     """Its position."""
     number: int
+    first: int
+    """The position of the row's first token in this launch, of whatever tile."""
 
 
 def bucket_for(spans: Sequence[Span], capacity: int, sizes: Sequence[int] = TOKENS) -> Bucket | None:
@@ -78,7 +80,7 @@ def tiles_of(spans: Sequence[Span]) -> list[Tile]:
     for span in spans:
         for start in range(span.start, span.end, TILE_TOKENS):
             number = min(TILE_TOKENS, span.end - start)
-            tiles.append(Tile(span.slot, offset, start, number))
+            tiles.append(Tile(span.slot, offset, start, number, span.start))
             offset += number
     return tiles
 

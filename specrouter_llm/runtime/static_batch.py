@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from specrouter_llm.runtime.batch import Span
-from specrouter_llm.runtime.buckets import Bucket, tiles_of
+from specrouter_llm.runtime.buckets import Bucket, Tile, tiles_of
 from specrouter_llm.runtime.cache import SlotCache
+
+_BY_TILE = len(Tile._fields)
 
 
 class TileAttention(Protocol):
@@ -45,9 +47,9 @@ class StaticBatch:
         self._capacity = cache.capacity
         self._trash = cache.num_slots * cache.capacity
         self._num_tiles = bucket.tiles(cache.num_slots)
-        by_token, by_tile = fields.split([5 * bucket.tokens, 4 * self._num_tiles])
+        by_token, by_tile = fields.split([5 * bucket.tokens, _BY_TILE * self._num_tiles])
         self.ids, self.positions, self.slots, self._write_index, self.wanted = by_token.view(5, -1).unbind()
-        self._tiles = by_tile.view(4, -1)
+        self._tiles = by_tile.view(_BY_TILE, -1)
 
     @classmethod
     def empty(cls, bucket: Bucket, cache: SlotCache, device: torch.device, attention: TileAttention) -> StaticBatch:
@@ -63,7 +65,7 @@ class StaticBatch:
 
     @staticmethod
     def num_fields(bucket: Bucket, cache: SlotCache) -> int:
-        return 5 * bucket.tokens + 4 * bucket.tiles(cache.num_slots)
+        return 5 * bucket.tokens + _BY_TILE * bucket.tiles(cache.num_slots)
 
     def fields_of(self, spans: Sequence[Span]) -> list[int]:
         """What the inputs are for these spans; `wanted` begins with the indices of the wanted logits.
@@ -82,7 +84,7 @@ class StaticBatch:
         writes = [slot * self._capacity + position for slot, position in zip(slots, positions, strict=True)]
         writes.extend(range(self._trash, self._trash + self.bucket.tokens - len(writes)))
         tiles = tiles_of(spans)
-        by_tile = zip(*tiles, strict=True) if tiles else [()] * 4
+        by_tile = zip(*tiles, strict=True) if tiles else [()] * _BY_TILE
         fields = [
             number for field in (ids, positions, slots, writes, wanted) for number in padded(field, self.bucket.tokens)
         ]

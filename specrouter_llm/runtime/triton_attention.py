@@ -27,12 +27,16 @@ from specrouter_llm.runtime.triton_launch import follow, launched_early
 
 logger = logging.getLogger(__name__)
 
-SPLIT = 128
-"""Positions that one program attends to; changing it changes bits."""
+MOST_POSITIONS = 128
+"""That one program attends to."""
+_KEY_BYTES = {2: 32 * 1024, 4: 16 * 1024, 8: 16 * 1024}
+"""Of the keys that one program holds, by the size of a number; wide ones are multiplied number by number."""
 # Numbers and alignments that change from step to step are not specialised: a kernel would be compiled anew for 1, for
 # multiples of 16, and for tables that begin at multiples of 16 bytes, in the middle of an answer.
 MAX_GROUP = 16
 MAX_HEAD_DIM = 256
+_AT_ONCE = 8
+"""Splits that are added up together."""
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MIN_DOT = 16  # rows and columns of the smallest matrix product
 
@@ -63,7 +67,6 @@ def _attend_split(
     VALUE_SIZE: tl.constexpr,
     VALUE_COLUMNS: tl.constexpr,
     SCALE: tl.constexpr,
-    BLOCK: tl.constexpr,
     SPLIT: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -74,58 +77,51 @@ def _attend_split(
     tile = tl.program_id(0)
     head = tl.program_id(1)
     split = tl.program_id(2)
-    follow(EARLY)
     slot = tl.load(tiles + tile)
     offset = tl.load(tiles + num_tiles + tile)
     start = tl.load(tiles + 2 * num_tiles + tile)
     count = tl.load(tiles + 3 * num_tiles + tile)
     low = split * SPLIT
     high = tl.minimum(low + SPLIT, start + count)
+    wanted = low < high
     if WINDOW > 0:
-        low = tl.maximum(low, tl.maximum(start - WINDOW + 1, 0) // BLOCK * BLOCK)
-    if low < high:
+        wanted = wanted & (high > start - WINDOW + 1)
+    past = low + tl.arange(0, SPLIT)
+    column = tl.arange(0, SIZE_COLUMNS)
+    value_column = tl.arange(0, VALUE_COLUMNS)
+    keys = key + slot * key_slot + past[:, None] * key_token + head * key_heads + column[None, :]
+    values = value + slot * value_slot + past[:, None] * value_token + head * value_heads + value_column[None, :]
+    # What is older than this launch nobody writes: it is on its way while the kernel before still runs.
+    old = wanted & (past < tl.minimum(tl.load(tiles + 4 * num_tiles + tile), high))
+    k = tl.load(keys, mask=old[:, None] & (column < SIZE)[None, :], other=0.0)
+    v = tl.load(values, mask=old[:, None] & (value_column < VALUE_SIZE)[None, :], other=0.0)
+    follow(EARLY)
+    if wanted:
         row = tl.arange(0, ROWS)
         token = row // GROUP_ROWS
         member = row % GROUP_ROWS
         live = (token < count) & (member < GROUP)
         position = start + token
-        column = tl.arange(0, SIZE_COLUMNS)
-        value_column = tl.arange(0, VALUE_COLUMNS)
         query_rows = (head * GROUP + member) * query_head + (offset + token) * query_token
         q = tl.load(
             query + query_rows[:, None] + column[None, :], mask=live[:, None] & (column < SIZE)[None, :], other=0.0
         )
-        peak = tl.full([ROWS], -float("inf"), ACCUMULATOR)
-        total = tl.zeros([ROWS], ACCUMULATOR)
-        summed = tl.zeros([ROWS, VALUE_COLUMNS], ACCUMULATOR)
-        for block in range(low, high, BLOCK):
-            past = block + tl.arange(0, BLOCK)
-            known = past < high
-            k = tl.load(
-                key + slot * key_slot + past[:, None] * key_token + head * key_heads + column[None, :],
-                mask=known[:, None] & (column < SIZE)[None, :],
-                other=0.0,
-            )
-            score = tl.dot(q, tl.trans(k), input_precision="ieee", out_dtype=ACCUMULATOR) * SCALE
-            if SOFTCAP > 0:
-                score = (2 * tl.sigmoid(2 * score / SOFTCAP) - 1) * SOFTCAP
-            seen = known[None, :] & (past[None, :] <= position[:, None])
-            if WINDOW > 0:
-                seen = seen & (past[None, :] > position[:, None] - WINDOW)
-            score = tl.where(seen, score, -float("inf"))
-            raised = tl.maximum(peak, tl.max(score, 1))
-            base = tl.where(raised == -float("inf"), 0.0, raised)
-            weight = tl.exp(score - base[:, None])
-            kept = tl.exp(peak - base)
-            v = tl.load(
-                value + slot * value_slot + past[:, None] * value_token + head * value_heads + value_column[None, :],
-                mask=known[:, None] & (value_column < VALUE_SIZE)[None, :],
-                other=0.0,
-            )
-            added = tl.dot(weight.to(v.dtype), v, input_precision="ieee", out_dtype=ACCUMULATOR)
-            summed = summed * kept[:, None] + added
-            total = total * kept + tl.sum(weight, 1)
-            peak = raised
+        new = (past < high) & ~old
+        new_k = tl.load(keys, mask=new[:, None] & (column < SIZE)[None, :], other=0.0)
+        new_v = tl.load(values, mask=new[:, None] & (value_column < VALUE_SIZE)[None, :], other=0.0)
+        k = tl.where(old[:, None], k, new_k)
+        v = tl.where(old[:, None], v, new_v)
+        score = tl.dot(q, tl.trans(k), input_precision="ieee", out_dtype=ACCUMULATOR) * SCALE
+        if SOFTCAP > 0:
+            score = (2 * tl.sigmoid(2 * score / SOFTCAP) - 1) * SOFTCAP
+        seen = (past < high)[None, :] & (past[None, :] <= position[:, None])
+        if WINDOW > 0:
+            seen = seen & (past[None, :] > position[:, None] - WINDOW)
+        score = tl.where(seen, score, -float("inf"))
+        peak = tl.max(score, 1)
+        weight = tl.exp(score - tl.where(peak == -float("inf"), 0.0, peak)[:, None])
+        total = tl.sum(weight, 1)
+        summed = tl.dot(weight.to(v.dtype), v, input_precision="ieee", out_dtype=ACCUMULATOR)
         rows = ((tile.to(tl.int64) * tl.num_programs(1) + head) * tl.num_programs(2) + split) * ROWS + row
         tl.store(sums + rows[:, None] * VALUE_COLUMNS + value_column[None, :], summed, mask=live[:, None])
         tl.store(peaks + rows, peak, mask=live)
@@ -154,37 +150,37 @@ def _add_splits(
     ACCUMULATOR: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    """Program (tile, key head): only the splits that `_attend_split` has written, from the first to the last."""
+    """Program (tile, key head, token of the tile): the splits that it can see, from the first to the last."""
     tile = tl.program_id(0)
     head = tl.program_id(1)
-    follow(EARLY)
+    token = tl.program_id(2)
     offset = tl.load(tiles + num_tiles + tile)
-    start = tl.load(tiles + 2 * num_tiles + tile)
-    count = tl.load(tiles + 3 * num_tiles + tile)
-    first = start * 0
+    position = tl.load(tiles + 2 * num_tiles + tile) + token
+    there = token < tl.load(tiles + 3 * num_tiles + tile)
+    follow(EARLY)
+    first = position * 0
     if WINDOW > 0:
-        first = tl.maximum(start - WINDOW + 1, 0) // SPLIT
-    number = tl.cdiv(start + count, SPLIT)
-    row = tl.arange(0, ROWS)
-    token = row // GROUP_ROWS
-    member = row % GROUP_ROWS
-    live = (token < count) & (member < GROUP)
+        first = tl.maximum(position - WINDOW + 1, 0) // SPLIT
+    number = tl.where(there, position // SPLIT + 1, 0)
+    member = tl.arange(0, GROUP_ROWS)
+    live = there & (member < GROUP)
+    row = token * GROUP_ROWS + member
     column = tl.arange(0, VALUE_COLUMNS)
     among = tl.arange(0, AT_ONCE)
-    peak = tl.full([ROWS], -float("inf"), ACCUMULATOR)
-    total = tl.zeros([ROWS], ACCUMULATOR)
-    summed = tl.zeros([ROWS, VALUE_COLUMNS], ACCUMULATOR)
+    peak = tl.full([GROUP_ROWS], -float("inf"), ACCUMULATOR)
+    total = tl.zeros([GROUP_ROWS], ACCUMULATOR)
+    summed = tl.zeros([GROUP_ROWS, VALUE_COLUMNS], ACCUMULATOR)
     slab = (tile.to(tl.int64) * tl.num_programs(1) + head) * num_splits
     # Groups begin at fixed splits, and their loads are all on their way before the first is used.
     for begin in range(first // AT_ONCE * AT_ONCE, number, AT_ONCE):
         rows = (slab + begin + among)[None, :] * ROWS + row[:, None]
-        there = live[:, None] & ((begin + among >= first) & (begin + among < number))[None, :]
-        others = tl.load(peaks + rows, mask=there, other=-float("inf"))
+        seen = live[:, None] & ((begin + among >= first) & (begin + among < number))[None, :]
+        others = tl.load(peaks + rows, mask=seen, other=-float("inf"))
         raised = tl.maximum(peak, tl.max(others, 1))
         base = tl.where(raised == -float("inf"), 0.0, raised)
         kept = tl.exp(peak - base)
         scaled = tl.exp(others - base[:, None])
-        total = total * kept + tl.sum(tl.load(totals + rows, mask=there, other=0.0) * scaled, 1)
+        total = total * kept + tl.sum(tl.load(totals + rows, mask=seen, other=0.0) * scaled, 1)
         summed = summed * kept[:, None]
         for each in tl.static_range(AT_ONCE):
             place = ((slab + begin + each) * ROWS + row)[:, None] * VALUE_COLUMNS + column[None, :]
@@ -216,7 +212,7 @@ def tile_attention(
 ) -> Tensor:
     """Attention of packed queries [Hq, N, D] over slabs [slots, capacity, Hk, D] -> [N, Hq, Dv]; see `TileAttention`.
 
-    `tiles` is [4, T] on the device: slot, offset, start and number of each `Tile`; a number of 0 is no tile. Tokens of no tile
+    `tiles` is [5, T] on the device: the fields of each `Tile`; a number of 0 is no tile. Tokens of no tile
     get zeros, or anything without `fill`: then nothing after may see a row beside another. No tile may reach beyond `extent`.
     """
     heads, tokens, size = query.shape
@@ -226,7 +222,8 @@ def tile_attention(
     rows = max(_MIN_DOT, TILE_TOKENS * group_rows)
     columns = max(_MIN_DOT, triton.next_power_of_2(value_size))
     accumulator = torch.float64 if query.dtype == torch.float64 else torch.float32
-    num_tiles, num_splits = tiles.shape[1], triton.cdiv(extent, SPLIT)
+    split = _split(columns, query.element_size())
+    num_tiles, num_splits = tiles.shape[1], triton.cdiv(extent, split)
     shape = (num_tiles, key_heads, num_splits, rows)
     sums = query.new_empty((*shape, columns), dtype=accumulator)
     peaks, totals = query.new_empty((2, *shape), dtype=accumulator).unbind(0)
@@ -237,11 +234,10 @@ def tile_attention(
         "ROWS": rows,
         "VALUE_SIZE": value_size,
         "VALUE_COLUMNS": columns,
-        "SPLIT": SPLIT,
+        "SPLIT": split,
         "WINDOW": window or 0,
         "ACCUMULATOR": tl.float64 if accumulator == torch.float64 else tl.float32,
         "enable_fp_fusion": True,
-        "num_warps": 8 if rows * columns > 4096 else 4,
         **launched_early(query.device),
     }
     _attend_split[(num_tiles, key_heads, num_splits)](
@@ -259,12 +255,11 @@ def tile_attention(
         SIZE=size,
         SIZE_COLUMNS=max(_MIN_DOT, triton.next_power_of_2(size)),
         SCALE=scaling if scaling is not None else size**-0.5,
-        BLOCK=32 if query.element_size() > 2 else 64,
         SOFTCAP=softcap or 0.0,
-        num_stages=2,
+        num_warps=8 if max(rows, split) * columns > 8192 else 4,
         **common,
     )
-    _add_splits[(num_tiles, key_heads)](
+    _add_splits[(num_tiles, key_heads, min(tokens, TILE_TOKENS))](
         tiles,
         sums,
         peaks,
@@ -273,10 +268,16 @@ def tile_attention(
         *output.stride()[:2],
         num_tiles,
         num_splits,
-        AT_ONCE=8 if rows * columns <= 2048 else 4,
+        AT_ONCE=_AT_ONCE,
+        num_warps=min(4, max(1, group_rows * columns // 256)),
         **common,
     )
     return output
+
+
+def _split(columns: int, itemsize: int) -> int:
+    """Positions that one program attends to, a power of two; changing it changes bits, so it is not for a launch to choose."""
+    return max(_MIN_DOT, min(MOST_POSITIONS, _KEY_BYTES[itemsize] // (columns * itemsize)))
 
 
 def agrees(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, head_dim: int) -> bool:
@@ -286,8 +287,8 @@ def agrees(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int,
     """
     if dtype not in _DTYPES or heads // key_heads > MAX_GROUP or head_dim > MAX_HEAD_DIM:
         return False
-    spans = [Span(1, 9 * SPLIT + 77, [0] * 11, 0), Span(0, 3, [0] * 2, 0)]
-    capacity = rounded_up(spans[0].end, SPLIT)
+    spans = [Span(1, 9 * MOST_POSITIONS + 77, [0] * 11, 0), Span(0, 3, [0] * 2, 0)]
+    capacity = rounded_up(spans[0].end, MOST_POSITIONS)
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 Between two kernels of a graph a device stands idle for about a microsecond, and a decoding step has hundreds of such borders.
 Kernels of this package may be launched early (on Hopper and later); each of them calls `follow` before it touches anything
-that another kernel writes, and is by then in its place.
+that the kernel before it writes, and is by then in its place. As that kernel began only when all before it had ended, what
+was written earlier than by it may be read before the wait.
 """
 # Kernels have no Python types.
 # ruff: noqa: ANN201

@@ -50,8 +50,12 @@ def _add_norm(
     live = column < SIZE
     place = tl.program_id(0).to(tl.int64) * SIZE + column
     scale = tl.load(weight + column, mask=live, other=0.0)
-    follow(EARLY)
-    stream = tl.load(hidden + place, mask=live, other=0.0)
+    if PARTS > 0:  # the stream is older than what is added to it
+        stream = tl.load(hidden + place, mask=live, other=0.0)
+        follow(EARLY)
+    else:
+        follow(EARLY)
+        stream = tl.load(hidden + place, mask=live, other=0.0)
     dtype = stream.dtype
     if PARTS > 0:
         more = _sum_of_parts(added + place, tl.num_programs(0).to(tl.int64) * SIZE, live, PARTS, ACCURATE)
@@ -109,23 +113,24 @@ def _rotate_and_write(
     head = tl.program_id(1)
     half = tl.arange(0, COLUMNS)
     live = half < HALF
+    place = tl.load(index + token)
+    angle = tl.load(positions + token) * 2 * HALF + half
+    turns = live & (head < HEADS + KEY_HEADS)
+    cos_low = tl.load(cos + angle, mask=turns, other=0.0).to(ACCURATE)
+    cos_high = tl.load(cos + angle + HALF, mask=turns, other=0.0).to(ACCURATE)
+    sin_low = tl.load(sin + angle, mask=turns, other=0.0).to(ACCURATE)
+    sin_high = tl.load(sin + angle + HALF, mask=turns, other=0.0).to(ACCURATE)
     follow(EARLY)
     source = states + (token * (HEADS + 2 * KEY_HEADS) + head) * 2 * HALF + half
     stride = tl.num_programs(0).to(tl.int64) * (HEADS + 2 * KEY_HEADS) * 2 * HALF
     low = _sum_of_parts(source, stride, live, PARTS, ACCURATE).to(query.dtype.element_ty)
     high = _sum_of_parts(source + HALF, stride, live, PARTS, ACCURATE).to(query.dtype.element_ty)
-    place = tl.load(index + token)
     if head < HEADS + KEY_HEADS:
         if NORM:
             if head < HEADS:
                 low, high = _normed(low, high, query_weight, half, live, query_eps, HALF)
             else:
                 low, high = _normed(low, high, key_weight, half, live, key_eps, HALF)
-        angle = tl.load(positions + token) * 2 * HALF + half
-        cos_low = tl.load(cos + angle, mask=live, other=0.0).to(ACCURATE)
-        cos_high = tl.load(cos + angle + HALF, mask=live, other=0.0).to(ACCURATE)
-        sin_low = tl.load(sin + angle, mask=live, other=0.0).to(ACCURATE)
-        sin_high = tl.load(sin + angle + HALF, mask=live, other=0.0).to(ACCURATE)
         turned_low = (low.to(ACCURATE) * cos_low - high.to(ACCURATE) * sin_low).to(low.dtype)
         turned_high = (high.to(ACCURATE) * cos_high + low.to(ACCURATE) * sin_high).to(low.dtype)
         if head < HEADS:

@@ -54,7 +54,7 @@ def test_tiles_cover_every_token_once(spans):
         assert tile.offset == len(covered)
         assert 1 <= tile.number <= 8
         covered += [(tile.slot, position) for position in range(tile.start, tile.start + tile.number)]
-        assert slots[tile.slot].start <= tile.start
+        assert slots[tile.slot].start == tile.first <= tile.start
     assert covered == [token[:2] for token in fed(spans)]
 
 

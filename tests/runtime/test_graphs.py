@@ -55,7 +55,7 @@ MODELS = {
 
 def host_attention(query, key, value, tiles, extent, scaling, window, softcap):
     """What the kernels do, by `RaggedContext`, from the same device tensors."""
-    spans = [Span(slot, start, [0] * number, 0) for slot, _, start, number in tiles.t().tolist() if number]
+    spans = [Span(slot, start, [0] * number, 0) for slot, _, start, number, _ in tiles.t().tolist() if number]
     assert all(span.end <= extent for span in spans)
     fed = sum(len(span.token_ids) for span in spans)
     output = query.new_zeros(query.shape[1], query.shape[0], value.shape[3])

@@ -34,7 +34,7 @@ CAPACITY = 1536
 
 def table_of(spans, padding=0):
     """The tiles as the kernels take them, with empty ones behind."""
-    rows = [*tiles_of(spans), *[(0, 0, 0, 0)] * padding]
+    rows = [*tiles_of(spans), *[(0,) * 5] * padding]
     return torch.tensor(rows, device=DEVICE).t().contiguous()
 
 
