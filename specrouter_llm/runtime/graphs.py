@@ -241,7 +241,16 @@ class GraphRunner(EagerRunner):
             return torch.cat([self._forward(part) for part in launches(spans, self._sizes[-1])])
         return super()._forward(spans)
 
-    def _launch(self, spans: Sequence[Span], bucket: Bucket) -> Tensor:
+    def ahead(self, spans: Sequence[Span], chosen: Tensor) -> Tensor | None:
+        """See `AheadRunner`; its inputs are filled behind the forward before it, in the order of the stream."""
+        bucket = bucket_for(spans, self._cache.capacity, self._sizes)
+        if bucket is None or max(span.end for span in spans) > self.context_length:
+            return None
+        with torch.inference_mode():
+            return self._launch(spans, bucket, chosen)
+
+    def _launch(self, spans: Sequence[Span], bucket: Bucket, ids: Tensor | None = None) -> Tensor:
+        """`ids` [tokens of the spans], if the spans do not know them."""
         self._cache.expect(spans)
         batch, (replay,) = self._forwards.of(
             bucket,
@@ -249,6 +258,8 @@ class GraphRunner(EagerRunner):
             lambda batch: self._logits(batch, batch.ids),
         )
         batch.fill(spans)
+        if ids is not None:
+            batch.ids[: len(ids)].copy_(ids.clamp_min(0))  # what is not a choice must still be a token
         logits = replay()
         wanted = logits.index_select(0, batch.wanted[: sum(span.num_logits for span in spans)])
         return wanted if wanted.dtype == torch.float64 else wanted.float()

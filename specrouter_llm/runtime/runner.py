@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -49,6 +49,19 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Gives the cache's memory back."""
+        ...
+
+
+@runtime_checkable
+class AheadRunner(Protocol):
+    """A runner whose forwards run on a device by themselves, over tokens that the host need not know."""
+
+    def ahead(self, spans: Sequence[Span], chosen: Tensor) -> Tensor | None:
+        """Begins the forward over `spans`, of one token each, whose ids are `chosen` [spans] on the device, not theirs.
+
+        Returns what `forward` would, without waiting for it; None if the forward is not one that can be begun so. A negative
+        id stands for any token.
+        """
         ...
 
 

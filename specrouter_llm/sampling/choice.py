@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +39,14 @@ class Segment:
     count: int
 
 
-def choose(logits: Tensor, segments: Sequence[Segment]) -> list[list[int | None]]:
-    """Choices of every segment from logits [sum of counts, V]; None at a position that holds NaN or nothing finite."""
+def choose(
+    logits: Tensor, segments: Sequence[Segment], meanwhile: Callable[[Tensor | None], None] = lambda ids: None
+) -> list[list[int | None]]:
+    """Choices of every segment from logits [sum of counts, V]; None at a position that holds NaN or nothing finite.
+
+    `meanwhile` is called when all work is launched and, on a device, not waited for: with the ids [sum of counts], BROKEN for
+    None, as a grammar has not yet seen them; with None where rows of several settings have mixed up their order.
+    """
     scores = _adjusted(logits, segments)
     rows: dict[Warp, list[int]] = {}
     owners: list[tuple[Segment, int]] = []
@@ -54,7 +60,7 @@ def choose(logits: Tensor, segments: Sequence[Segment]) -> list[list[int | None]
         chosen.append(_argmax(_perturbed(block, warp, [owners[i] for i in indices])))
     best: list[int | None] = [None] * len(owners)
     order = itertools.chain.from_iterable(rows.values())
-    for index, token_id in zip(order, _on_host(chosen), strict=True):
+    for index, token_id in zip(order, _on_host(chosen, meanwhile), strict=True):
         best[index] = _fitting(*owners[index], token_id) if token_id != BROKEN else None
     ends = itertools.accumulate(segment.count for segment in segments)
     return [best[end - segment.count : end] for segment, end in zip(segments, ends, strict=True)]
@@ -82,11 +88,19 @@ def _argmax(perturbed: Tensor) -> Tensor:
     return ids.where(values.abs() < torch.inf, BROKEN)
 
 
-def _on_host(chosen: Sequence[Tensor]) -> list[int]:
-    """In one copy: every one of them waits for the device."""
-    if len(chosen) > 1:
-        chosen = [torch.cat(list(chosen))]
-    return [token_id for ids in chosen for token_id in ids.tolist()]
+def _on_host(chosen: Sequence[Tensor], meanwhile: Callable[[Tensor | None], None]) -> list[int]:
+    """In one copy, for every one of them waits for the device, which goes on with what `meanwhile` launches."""
+    ids = chosen[0] if len(chosen) == 1 else torch.cat(list(chosen))
+    known = ids if len(chosen) == 1 else None
+    if ids.device.type != "cuda":
+        meanwhile(known)
+        return list(ids.tolist())
+    host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
+    host.copy_(ids, non_blocking=True)
+    copied = torch.cuda.current_stream(ids.device).record_event()
+    meanwhile(known)
+    copied.synchronize()
+    return list(host.tolist())
 
 
 def processed(logits: Tensor, segment: Segment) -> Tensor:

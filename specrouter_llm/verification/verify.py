@@ -20,6 +20,7 @@ from specrouter_llm.scheduling.evidence import num_scored
 from specrouter_llm.scheduling.policy import Forward, Score
 from specrouter_llm.state.manager import StateManager, common_prefix
 from specrouter_llm.state.row import Row
+from specrouter_llm.verification.ahead import ForwardAhead
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class VerifyProcessor:
     def __init__(self, state: StateManager, runners: Mapping[str, Runner]) -> None:
         self._state = state
         self._runners = dict(runners)
+        self._ahead = ForwardAhead(runners)
 
     def verify(
         self,
@@ -87,7 +89,8 @@ class VerifyProcessor:
     ) -> list[Verification]:
         """Verifies proposals[r] after row.token_ids + hypotheses[r], all rows in one forward, which is added to `log`.
 
-        `meanwhile` is called when the forward is launched; the choices are what waits for it.
+        `meanwhile`, which a step's last forward has, is called when all is launched and nothing waited for; the next step's
+        forward may be launched by then too.
 
         Raises:
             ModelFailure: the forward raised; the lengths of all models are the caller's to restore.
@@ -95,11 +98,15 @@ class VerifyProcessor:
         started = time.perf_counter()
         tests = [self._test(model, len(rows), *each) for each in zip(rows, hypotheses, proposals, strict=True)]
         spans = [self._state.span(model, test.row.slot, test.context, test.count) for test in tests]
-        logits = self._forward(model, spans)
-        if meanwhile is not None:
-            meanwhile()
+        logits = self._forward(model, spans, self._ahead.take(model, rows, spans) if meanwhile is not None else None)
         blocks = logits.split([test.count for test in tests]) if keep_logits else [None] * len(rows)
-        chosen = choose(logits, [test.segment() for test in tests])
+
+        def waiting(ids: Tensor | None) -> None:
+            if meanwhile is not None:
+                self._ahead.begin(model, rows, spans, ids)
+                meanwhile()
+
+        chosen = choose(logits, [test.segment() for test in tests], waiting)
         verified = []
         for test, choices, block in zip(tests, chosen, blocks, strict=True):
             found = _accept(test.proposal, choices[test.scored :], block)
@@ -146,9 +153,10 @@ class VerifyProcessor:
         known = max(self._state.num_valid(model, row.slot), row.num_prompt_tokens - 1)
         return num_scored(len(row.token_ids) - 1 - known, num_rows, sampled=row.sampler.params.temperature > 0)
 
-    def _forward(self, model: str, spans: Sequence[Span]) -> Tensor:
+    def _forward(self, model: str, spans: Sequence[Span], begun: Tensor | None = None) -> Tensor:
+        """Logits of the spans: those that are `begun` already, if any."""
         try:
-            logits = self._runners[model].forward(spans)
+            logits = self._runners[model].forward(spans) if begun is None else begun
         except Exception as error:
             raise ModelFailure(model, error) from error
         for span in spans:

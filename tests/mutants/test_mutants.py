@@ -285,13 +285,13 @@ def noise_relative_to_step(patch):
 
 
 def noise_by_batch_row(patch):
-    def mutant(logits, segments):
+    def mutant(logits, segments, *rest):
         moved = []
         for index, segment in enumerate(segments):
             sampler = copy.copy(segment.sampler)
             sampler.seed, sampler.noise = sampler.seed + index, {}
             moved.append(Segment(sampler, segment.position, segment.hypothesis, segment.count))
-        return choose(logits, moved)
+        return choose(logits, moved, *rest)
 
     patch.setattr(verify, "choose", mutant)
 
@@ -303,14 +303,14 @@ def sample_forgotten(patch):
 def recovered_token_redrawn(patch):
     fresh = deque()
 
-    def also_fresh(logits, segments):
+    def also_fresh(logits, segments, *rest):
         redrawn = []
         for segment in segments:
             sampler = copy.copy(segment.sampler)
             sampler.seed, sampler.noise = sampler.seed + 10**6, {}
             redrawn.append(Segment(sampler, segment.position, segment.hypothesis, segment.count))
         fresh.extend(choose(logits, redrawn))
-        return choose(logits, segments)
+        return choose(logits, segments, *rest)
 
     def accept(proposal, choices, logits):
         other = fresh.popleft()
