@@ -23,7 +23,7 @@ from torch import Tensor
 from specrouter_llm.runtime.attention import RaggedContext, rounded_up
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.buckets import TILE_TOKENS, tiles_of
-from specrouter_llm.runtime.triton_launch import follow, launched_early
+from specrouter_llm.runtime.triton_launch import FRESH, follow, launched_early
 
 logger = logging.getLogger(__name__)
 
@@ -77,10 +77,10 @@ def _attend_split(
     tile = tl.program_id(0)
     head = tl.program_id(1)
     split = tl.program_id(2)
-    slot = tl.load(tiles + tile)
-    offset = tl.load(tiles + num_tiles + tile)
-    start = tl.load(tiles + 2 * num_tiles + tile)
-    count = tl.load(tiles + 3 * num_tiles + tile)
+    slot = tl.load(tiles + tile, cache_modifier=FRESH)
+    offset = tl.load(tiles + num_tiles + tile, cache_modifier=FRESH)
+    start = tl.load(tiles + 2 * num_tiles + tile, cache_modifier=FRESH)
+    count = tl.load(tiles + 3 * num_tiles + tile, cache_modifier=FRESH)
     low = split * SPLIT
     high = tl.minimum(low + SPLIT, start + count)
     wanted = low < high
@@ -92,9 +92,9 @@ def _attend_split(
     keys = key + slot * key_slot + past[:, None] * key_token + head * key_heads + column[None, :]
     values = value + slot * value_slot + past[:, None] * value_token + head * value_heads + value_column[None, :]
     # What is older than this launch nobody writes: it is on its way while the kernel before still runs.
-    old = wanted & (past < tl.minimum(tl.load(tiles + 4 * num_tiles + tile), high))
-    k = tl.load(keys, mask=old[:, None] & (column < SIZE)[None, :], other=0.0)
-    v = tl.load(values, mask=old[:, None] & (value_column < VALUE_SIZE)[None, :], other=0.0)
+    old = wanted & (past < tl.minimum(tl.load(tiles + 4 * num_tiles + tile, cache_modifier=FRESH), high))
+    k = tl.load(keys, mask=old[:, None] & (column < SIZE)[None, :], other=0.0, cache_modifier=FRESH)
+    v = tl.load(values, mask=old[:, None] & (value_column < VALUE_SIZE)[None, :], other=0.0, cache_modifier=FRESH)
     follow(EARLY)
     if wanted:
         row = tl.arange(0, ROWS)
@@ -154,9 +154,9 @@ def _add_splits(
     tile = tl.program_id(0)
     head = tl.program_id(1)
     token = tl.program_id(2)
-    offset = tl.load(tiles + num_tiles + tile)
-    position = tl.load(tiles + 2 * num_tiles + tile) + token
-    there = token < tl.load(tiles + 3 * num_tiles + tile)
+    offset = tl.load(tiles + num_tiles + tile, cache_modifier=FRESH)
+    position = tl.load(tiles + 2 * num_tiles + tile, cache_modifier=FRESH) + token
+    there = token < tl.load(tiles + 3 * num_tiles + tile, cache_modifier=FRESH)
     follow(EARLY)
     first = position * 0
     if WINDOW > 0:

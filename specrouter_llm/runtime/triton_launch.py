@@ -3,7 +3,8 @@
 Between two kernels of a graph a device stands idle for about a microsecond, and a decoding step has hundreds of such borders.
 Kernels of this package may be launched early (on Hopper and later); each of them calls `follow` before it touches anything
 that the kernel before it writes, and is by then in its place. As that kernel began only when all before it had ended, what
-was written earlier than by it may be read before the wait.
+was written earlier than by it may be read before the wait: FRESH, for a multiprocessor's own cache may still hold what stood
+there before.
 """
 # Kernels have no Python types.
 # ruff: noqa: ANN201
@@ -19,6 +20,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+FRESH = tl.constexpr(".cg")
+"""The `cache_modifier` of what is read before `follow` and is written by any kernel at all: from the cache of the device."""
 _HOPPER = (9, 0)
 
 

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from specrouter_llm.runtime.triton_launch import follow, launched_early
+from specrouter_llm.runtime.triton_launch import FRESH, follow, launched_early
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def _add_norm(
     place = tl.program_id(0).to(tl.int64) * SIZE + column
     scale = tl.load(weight + column, mask=live, other=0.0)
     if PARTS > 0:  # the stream is older than what is added to it
-        stream = tl.load(hidden + place, mask=live, other=0.0)
+        stream = tl.load(hidden + place, mask=live, other=0.0, cache_modifier=FRESH)
         follow(EARLY)
     else:
         follow(EARLY)
@@ -113,8 +113,8 @@ def _rotate_and_write(
     head = tl.program_id(1)
     half = tl.arange(0, COLUMNS)
     live = half < HALF
-    place = tl.load(index + token)
-    angle = tl.load(positions + token) * 2 * HALF + half
+    place = tl.load(index + token, cache_modifier=FRESH)
+    angle = tl.load(positions + token, cache_modifier=FRESH) * 2 * HALF + half
     turns = live & (head < HEADS + KEY_HEADS)
     cos_low = tl.load(cos + angle, mask=turns, other=0.0).to(ACCURATE)
     cos_high = tl.load(cos + angle + HALF, mask=turns, other=0.0).to(ACCURATE)
