@@ -64,7 +64,8 @@ class AdaptivePolicy:
         proposers: model-free levels.
         latency: measured; a level it does not know is tried once and learnt from its first forward.
         prior: SimScore = 1 - E[TV] by (lower, upper).
-        deferred: search only in `reconsider`, if the rows are the same: for engines that wait for a device then.
+        deferred: search only in `reconsider`, if the rows are the same: for engines that wait for a device then. Where plain
+            steps follow each other, such an engine begins the target's next forward before it has dealt with the last.
 
         Raises:
             InvalidParameterError: more lower levels than a search can hold.
@@ -263,9 +264,7 @@ class AdaptivePolicy:
         if not optimism and self._latency.moved:
             self._latency.settle()
             self._costs.clear()
-        acceptance = self._similarity.acceptance(
-            [(row.row_id, regime(row.temperature)) for row in rows], optimism=optimism
-        )
+        regimes = [(row.row_id, regime(row.temperature)) for row in rows]
         number = len(rows)
         context = context_bucket(sum(row.num_tokens for row in rows))
         lower, num_lookups = self._similarity.lower, len(self._proposers)
@@ -278,11 +277,12 @@ class AdaptivePolicy:
             num_lookups=num_lookups,
             target=self._target,
             num_rows=number,
-            acceptance=acceptance,
+            acceptance=self._similarity.acceptance(regimes, optimism=optimism),
             costs=self._costs[key],
             overhead=self._latency.overhead,
             catch_up=self._catch_up(rows),
             blocked=self._rows.blocked(rows, lower),
+            ahead=self._deferred,
         )
 
     def _catch_up(self, rows: Sequence[RowView]) -> Array:
@@ -380,8 +380,8 @@ class AdaptivePolicy:
         for forward in seen.step.forwards:
             if forward.level in self._proposers:
                 forward = Forward(forward.level, forward.num_rows, forward.num_rows, 0, forward.seconds)
-            if seen.reconsidered and forward.level == self._target:
-                continue  # the search may have been longer
+            if forward.ahead or (seen.reconsidered and forward.level == self._target):
+                continue  # a part of it, or the search may have been longer
             if forward.level == self._target and forward.num_tokens == forward.num_rows:
                 self._plain_trials.seen(forward.num_rows, self._step)
             key = forward.level, forward.num_rows, forward.num_tokens, forward.looped

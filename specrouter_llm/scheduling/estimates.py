@@ -88,11 +88,14 @@ class Estimates:
     """[L] seconds per committed token of the batch that a level's missing tokens cost, spread over the rows' future."""
     blocked: Array
     """[R, L] 1 where a row cannot use a level."""
+    ahead: bool = False
+    """Whether the target's forward behind a plain step runs while the host is still busy with that step."""
 
     @property
     def plain_seconds(self) -> float:
-        """Seconds of a step in which every row decodes plainly."""
-        return self.overhead + float(self.costs.target[self.num_rows])
+        """Seconds of a step in which every row decodes plainly, as the one before did."""
+        host, device = self.overhead, float(self.costs.target[self.num_rows])
+        return max(host, device) if self.ahead else host + device
 
     def target_seconds(self, tokens: Array | float) -> Array:
         """Seconds of the target's forward over any number of tokens in all."""

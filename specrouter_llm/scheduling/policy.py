@@ -59,6 +59,8 @@ class Forward:
     """Tokens of the row that was fed most, where it may have been more than decoding feeds."""
     looped: bool = False
     """One of several that the host did not come between, each but the first over the choice before."""
+    ahead: bool = False
+    """Begun in the step before: `seconds` are only what was left of it to wait for."""
 
 
 @dataclass(frozen=True, slots=True)

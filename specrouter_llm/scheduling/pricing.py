@@ -23,6 +23,8 @@ def price(plans: Sequence[Plan], estimates: Estimates) -> tuple[float, float]:
     for row, plan in enumerate(plans):
         if plan.below is not None:
             groups.setdefault(plan.below, []).append(row)
+    if not groups:
+        return tokens, estimates.plain_seconds
     for below, members in groups.items():
         numbers = [estimates.lower.index(level) if level in estimates.lower else -1 for level in below.levels]
         if min(numbers) < 0:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from specrouter_llm.scheduling.evidence import MOST_SCORED, InnerProposal, num_scored, scores_of
 from specrouter_llm.scheduling.plan import Plan
@@ -70,6 +70,8 @@ class SimulatedPool:
     models: Mapping[str, SimulatedModel]
     lookups: Mapping[str, SimulatedLookup] = field(default_factory=dict)
     overhead: float = 0.0
+    ahead: bool = False
+    """Whether the target's forward of a plain step begins in the step before, if that and its own were plain, too."""
 
     @property
     def target(self) -> str:
@@ -141,6 +143,8 @@ class Simulator:
         """Noise-free time so far."""
         self.tokens = 0
         self.steps = 0
+        self._plain: tuple[tuple[int, ...], int] = (), 0
+        """The rows of the last step, and how many steps in a row have decoded them plainly."""
         self._noise = noise
         self._random = random.Random(seed)
 
@@ -167,6 +171,7 @@ class Simulator:
     def step(self, plans: Sequence[Plan]) -> StepObservation:
         """One step, as `Executor.step` and `commit`."""
         run = _Run(self)
+        hidden = self.pool.overhead if self._runs_ahead(plans) else 0.0
         proposals: list[list[int]] = [[] for _ in self.rows]
         groups: dict[Plan, list[int]] = {}
         for i, plan in enumerate(plans):
@@ -183,11 +188,21 @@ class Simulator:
         for row, plan, tokens in zip(list(self.rows), plans, verified, strict=True):
             observations.append(self._commit(run, row, plan, tokens[: row.remaining]))
         self.rows = [row for row in self.rows if row.remaining > 0]
+        if hidden:
+            run.log = [replace(f, seconds=max(f.seconds - hidden, 1e-9), ahead=True) for f in run.log]
         spent = sum(forward.seconds for forward in run.log)
         overhead = self.pool.overhead * self.noisy()
-        self.seconds += run.seconds + self.pool.overhead
+        self.seconds += max(run.seconds, hidden) if hidden else run.seconds + self.pool.overhead
         self.steps += 1
         return StepObservation(tuple(observations), tuple(run.log), spent + overhead)
+
+    def _runs_ahead(self, plans: Sequence[Plan]) -> bool:
+        """Whether the forward of this step was begun in the step before."""
+        rows, before = self._plain
+        now = tuple(row.row_id for row in self.rows)
+        plain = all(plan.below is None for plan in plans)
+        self._plain = now, before + 1 if plain and now == rows else int(plain)
+        return self.pool.ahead and self._plain[1] > 2
 
     def _commit(self, run: _Run, row: SimulatedRow, plan: Plan, tokens: list[int]) -> RowObservation:
         for level, fed in run.fed.get(row.row_id, {}).items():

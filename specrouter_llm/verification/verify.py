@@ -98,7 +98,8 @@ class VerifyProcessor:
         started = time.perf_counter()
         tests = [self._test(model, len(rows), *each) for each in zip(rows, hypotheses, proposals, strict=True)]
         spans = [self._state.span(model, test.row.slot, test.context, test.count) for test in tests]
-        logits = self._forward(model, spans, self._ahead.take(model, rows, spans) if meanwhile is not None else None)
+        begun = self._ahead.take(model, rows, spans) if meanwhile is not None else None
+        logits = self._forward(model, spans, begun)
         blocks = logits.split([test.count for test in tests]) if keep_logits else [None] * len(rows)
 
         def waiting(ids: Tensor | None) -> None:
@@ -113,7 +114,8 @@ class VerifyProcessor:
             verified.append(replace(found, score=test.score(model, choices)) if test.scored else found)
         fed, context = [len(span.token_ids) for span in spans], sum(span.end for span in spans)
         seconds = time.perf_counter() - started
-        log.append(Forward(model, len(rows), sum(fed), context, seconds, longest=max(fed)))
+        ahead = begun is not None
+        log.append(Forward(model, len(rows), sum(fed), context, seconds, longest=max(fed), ahead=ahead))
         return verified
 
     def fits(self, model: str, row: Row, hypothesis: Sequence[int]) -> bool:

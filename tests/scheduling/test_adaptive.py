@@ -4,6 +4,7 @@ import itertools
 import random
 import statistics
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -152,6 +153,30 @@ def test_no_step_of_a_new_row_is_a_plain_trial():
         assert all(plan != PLAIN for plan in plans)
         rows = tuple(RowObservation(step + i, plan, (), 1, i == 0) for i, plan in enumerate(plans))
         policy.observe(StepObservation(rows, (), 0.05))
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_plain_steps_that_hide_the_host_are_priced_so(slots):
+    """A chain that would pay if every step waited for the host does not where plain ones do not: none is kept to."""
+    pool = replace(one_drafter(0.6), overhead=0.03, ahead=True)
+    plans = []
+
+    class Counting(WhileRunning):
+        def plan(self, rows):
+            plans.append(super().plan(rows))
+            return plans[-1]
+
+    def rows():
+        return requests(16, 400)
+
+    plain = Simulator(pool, rows(), slots=slots).run(FixedPolicy(PLAIN), 6000)
+    chains = [Plan.chain(["a", "target"], [window]) for window in range(1, 8)]
+    best = min(Simulator(pool, rows(), slots=slots).run(FixedPolicy(chain), 6000) for chain in chains)
+    waiting = Simulator(replace(pool, ahead=False), rows(), slots=slots).run(FixedPolicy(PLAIN), 6000)
+    assert plain < best < waiting
+    routed = Simulator(pool, rows(), slots=slots).run(Counting(list(pool.models), [], calibration(pool)), 6000)
+    assert routed <= 1.05 * plain
+    assert sum(plan == PLAIN for step in plans for plan in step) > 0.8 * sum(map(len, plans))
 
 
 def test_nothing_is_reconsidered_while_only_forced_chains_run(monkeypatch):
