@@ -37,7 +37,7 @@ batch-16             := batch -w $(GSM8K) --batch 16 --groups 4 --max-tokens 32 
 batch-32             := batch -w $(GSM8K) --batch 32 --groups 2 --max-tokens 24 --limit 32 $(some)
 batch-8-code         := batch -w $(HUMANEVAL) --batch 8 --groups 2 --max-tokens 48 --limit 16 --no-peer $(some)
 batch-8-rag          := batch -w rag --batch 8 --groups 2 --max-tokens 48 --limit 8 --no-peer $(some)
-batch-8-spec-rag     := batch -w '$(SPEC_BENCH)\#rag' --batch 8 --groups 8 --max-tokens 32 --limit 64 --no-peer --chain ngram@8
+batch-8-spec-rag     := batch -w '$(SPEC_BENCH)\#rag' --batch 8 --groups 16 --max-tokens 32 --limit 80 --no-peer --no-chains
 batch-8-qa           := batch -w '$(SPEC_BENCH)\#qa' --batch 8 --groups 4 --max-tokens 48 --limit 32 --no-peer $(some)
 batch-8-stories      := batch -w stories --batch 8 --groups 4 --max-tokens 48 --limit 8 --no-peer $(some)
 # Steps: over one token and over the floor; what the engine does between its forwards.
