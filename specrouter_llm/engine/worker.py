@@ -30,6 +30,7 @@ from specrouter_llm.scheduling.policy import Reasons, RowObservation, RowView, S
 from specrouter_llm.state.manager import SlotStatus, StateManager
 from specrouter_llm.state.row import Row
 from specrouter_llm.types import FinishReason, Guarantee, LevelStep, StepInfo
+from specrouter_llm.verification.ahead import continues_unseen
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +241,7 @@ class Worker:
     def _plans(self, ready: Sequence[Sample], catch_up: CatchUp) -> list[Plan]:
         """Each row's plan for this step: no drafting before the first token, no level that still lags too far."""
         rows = [_row(sample) for sample in ready]
-        views = [RowView(r.row_id, len(r.token_ids), r.remaining, r.sampler.params.temperature) for r in rows]
+        views = [_view(row) for row in rows]
         started = perf_counter()
         try:
             plans = self._router.plans(views, [sample.request.plan for sample in ready])
@@ -345,6 +346,11 @@ def _ended_from_outside(sample: Sample, now: float) -> tuple[FinishReason, Excep
     if request.deadline is not None and now >= request.deadline:
         return FinishReason.TIMEOUT, None
     return None
+
+
+def _view(row: Row) -> RowView:
+    temperature = row.sampler.params.temperature
+    return RowView(row.row_id, len(row.token_ids), row.remaining, temperature, continues_unseen(row))
 
 
 def _row(sample: Sample) -> Row:

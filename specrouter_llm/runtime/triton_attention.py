@@ -3,9 +3,10 @@
 Split-KV decoding (as in Flash-Decoding): each program attends one tile of a row's tokens, with all query heads of one key
 head, to SPLIT positions of the row's slot; a second kernel adds the splits up in order.
 
-A token's bits are a function of its position and of what its row holds up to it. Splits and blocks begin at fixed
-positions; what a tile, a longer neighbour in it, or a larger bucket adds is masked, and adds exactly 0 to sums that are
-scaled by exactly 1. The module needs triton; import it only where that may be missing with care.
+A token's bits are a function of its position and of what its row holds up to it. Splits begin at fixed positions; what a
+tile, a longer neighbour in it, or a larger bucket adds is masked, and adds exactly 0.
+
+The module needs triton; import it only where that may be missing with care.
 """
 # Kernel parameters have no Python types.
 # ruff: noqa: ANN001, ANN202
@@ -29,8 +30,9 @@ logger = logging.getLogger(__name__)
 
 MOST_POSITIONS = 128
 """That one program attends to."""
-_KEY_BYTES = {2: 32 * 1024, 4: 16 * 1024, 8: 16 * 1024}
-"""Of the keys that one program holds, by the size of a number; wide ones are multiplied number by number."""
+_SPLIT_BYTES = {2: 32 * 1024, 4: 16 * 1024, 8: 16 * 1024}
+"""Of the keys, or the values, that one program holds, by the size of a number: wide ones are multiplied one by one, out of
+registers, and with more of them these overflow."""
 # Numbers and alignments that change from step to step are not specialised: a kernel would be compiled anew for 1, for
 # multiples of 16, and for tables that begin at multiples of 16 bytes, in the middle of an answer.
 MAX_GROUP = 16
@@ -86,7 +88,7 @@ def _attend_split(
     wanted = low < high
     if WINDOW > 0:
         wanted = wanted & (high > start - WINDOW + 1)
-    past = low + tl.arange(0, SPLIT)
+    past = low + tl.arange(0, SPLIT).to(tl.int64)
     column = tl.arange(0, SIZE_COLUMNS)
     value_column = tl.arange(0, VALUE_COLUMNS)
     keys = key + slot * key_slot + past[:, None] * key_token + head * key_heads + column[None, :]
@@ -222,7 +224,8 @@ def tile_attention(
     rows = max(_MIN_DOT, TILE_TOKENS * group_rows)
     columns = max(_MIN_DOT, triton.next_power_of_2(value_size))
     accumulator = torch.float64 if query.dtype == torch.float64 else torch.float32
-    split = _split(columns, query.element_size())
+    key_columns = max(_MIN_DOT, triton.next_power_of_2(size))
+    split = _split(max(columns, key_columns), query.element_size())
     num_tiles, num_splits = tiles.shape[1], triton.cdiv(extent, split)
     shape = (num_tiles, key_heads, num_splits, rows)
     sums = query.new_empty((*shape, columns), dtype=accumulator)
@@ -253,7 +256,7 @@ def tile_attention(
         *value.stride()[:3],
         num_tiles,
         SIZE=size,
-        SIZE_COLUMNS=max(_MIN_DOT, triton.next_power_of_2(size)),
+        SIZE_COLUMNS=key_columns,
         SCALE=scaling if scaling is not None else size**-0.5,
         SOFTCAP=softcap or 0.0,
         num_warps=8 if max(rows, split) * columns > 8192 else 4,
@@ -277,7 +280,7 @@ def tile_attention(
 
 def _split(columns: int, itemsize: int) -> int:
     """Positions that one program attends to, a power of two; changing it changes bits, so it is not for a launch to choose."""
-    return max(_MIN_DOT, min(MOST_POSITIONS, _KEY_BYTES[itemsize] // (columns * itemsize)))
+    return max(_MIN_DOT, min(MOST_POSITIONS, _SPLIT_BYTES[itemsize] // (columns * itemsize)))
 
 
 def agrees(device: torch.device, dtype: torch.dtype, heads: int, key_heads: int, head_dim: int) -> bool:

@@ -2,9 +2,9 @@
 
 Between two kernels of a graph a device stands idle for about a microsecond, and a decoding step has hundreds of such borders.
 Kernels of this package may be launched early (on Hopper and later); each of them calls `follow` before it touches anything
-that the kernel before it writes, and is by then in its place. As that kernel began only when all before it had ended, what
-was written earlier than by it may be read before the wait: FRESH, for a multiprocessor's own cache may still hold what stood
-there before.
+that the kernel before it writes, and is by then in its place. Every block of that kernel has waited for the end of all before
+it when it lets this one begin (`follow` does it in this order, which matters): so what was written earlier than by it may be
+read before the wait. FRESH, for a multiprocessor's own cache may still hold what stood there before.
 """
 # Kernels have no Python types.
 # ruff: noqa: ANN201

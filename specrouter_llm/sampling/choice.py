@@ -40,12 +40,12 @@ class Segment:
 
 
 def choose(
-    logits: Tensor, segments: Sequence[Segment], meanwhile: Callable[[Tensor | None], None] = lambda ids: None
+    logits: Tensor, segments: Sequence[Segment], meanwhile: Callable[[Tensor], None] = lambda ids: None
 ) -> list[list[int | None]]:
     """Choices of every segment from logits [sum of counts, V]; None at a position that holds NaN or nothing finite.
 
-    `meanwhile` is called when all work is launched and, on a device, not waited for: with the ids [sum of counts], BROKEN for
-    None, as a grammar has not yet seen them; with None where rows of several settings have mixed up their order.
+    `meanwhile` is called when all work is launched and, on a device, not waited for, with the ids as the device has them:
+    BROKEN for None, before any grammar; in the order of the segments if their settings are alike.
     """
     scores = _adjusted(logits, segments)
     rows: dict[Warp, list[int]] = {}
@@ -88,17 +88,16 @@ def _argmax(perturbed: Tensor) -> Tensor:
     return ids.where(values.abs() < torch.inf, BROKEN)
 
 
-def _on_host(chosen: Sequence[Tensor], meanwhile: Callable[[Tensor | None], None]) -> list[int]:
+def _on_host(chosen: Sequence[Tensor], meanwhile: Callable[[Tensor], None]) -> list[int]:
     """In one copy, for every one of them waits for the device, which goes on with what `meanwhile` launches."""
     ids = chosen[0] if len(chosen) == 1 else torch.cat(list(chosen))
-    known = ids if len(chosen) == 1 else None
     if ids.device.type != "cuda":
-        meanwhile(known)
+        meanwhile(ids)
         return list(ids.tolist())
     host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
     host.copy_(ids, non_blocking=True)
     copied = torch.cuda.current_stream(ids.device).record_event()
-    meanwhile(known)
+    meanwhile(ids)
     copied.synchronize()
     return list(host.tolist())
 

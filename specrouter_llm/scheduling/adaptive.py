@@ -282,7 +282,7 @@ class AdaptivePolicy:
             overhead=self._latency.overhead,
             catch_up=self._catch_up(rows),
             blocked=self._rows.blocked(rows, lower),
-            ahead=self._deferred,
+            ahead=self._deferred and all(row.continues for row in rows),
         )
 
     def _catch_up(self, rows: Sequence[RowView]) -> Array:
@@ -380,8 +380,8 @@ class AdaptivePolicy:
         for forward in seen.step.forwards:
             if forward.level in self._proposers:
                 forward = Forward(forward.level, forward.num_rows, forward.num_rows, 0, forward.seconds)
-            if forward.ahead or (seen.reconsidered and forward.level == self._target):
-                continue  # a part of it, or the search may have been longer
+            if forward.shifted or (seen.reconsidered and forward.level == self._target):
+                continue  # in the second case the search may have been longer
             if forward.level == self._target and forward.num_tokens == forward.num_rows:
                 self._plain_trials.seen(forward.num_rows, self._step)
             key = forward.level, forward.num_rows, forward.num_tokens, forward.looped

@@ -21,6 +21,8 @@ class RowView:
     remaining: int
     """Tokens that may still be committed."""
     temperature: float
+    continues: bool = True
+    """Whether its next token may be fed before the host has seen it; not where penalties or a grammar look at it first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,8 @@ class Forward:
     """Tokens of the row that was fed most, where it may have been more than decoding feeds."""
     looped: bool = False
     """One of several that the host did not come between, each but the first over the choice before."""
-    ahead: bool = False
-    """Begun in the step before: `seconds` are only what was left of it to wait for."""
+    shifted: bool = False
+    """Its `seconds` are not what it takes: it was begun in the step before, or waited for one that was begun in vain."""
 
 
 @dataclass(frozen=True, slots=True)

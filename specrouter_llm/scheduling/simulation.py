@@ -145,6 +145,8 @@ class Simulator:
         self.steps = 0
         self._plain: tuple[tuple[int, ...], int] = (), 0
         """The rows of the last step, and how many steps in a row have decoded them plainly."""
+        self._left = 0.0
+        """Seconds of the target's next forward that are left when the last step has been dealt with, if it was begun then."""
         self._noise = noise
         self._random = random.Random(seed)
 
@@ -171,6 +173,7 @@ class Simulator:
     def step(self, plans: Sequence[Plan]) -> StepObservation:
         """One step, as `Executor.step` and `commit`."""
         run = _Run(self)
+        begun = self._left if self._plain[1] > 1 and self.pool.ahead else 0.0
         hidden = self.pool.overhead if self._runs_ahead(plans) else 0.0
         proposals: list[list[int]] = [[] for _ in self.rows]
         groups: dict[Plan, list[int]] = {}
@@ -189,10 +192,14 @@ class Simulator:
             observations.append(self._commit(run, row, plan, tokens[: row.remaining]))
         self.rows = [row for row in self.rows if row.remaining > 0]
         if hidden:
-            run.log = [replace(f, seconds=max(f.seconds - hidden, 1e-9), ahead=True) for f in run.log]
+            run.log = [replace(f, seconds=max(f.seconds - hidden, 1e-9), shifted=True) for f in run.log]
+        elif begun:  # in vain, and what comes first waits for it
+            run.log[0] = replace(run.log[0], seconds=run.log[0].seconds + begun, shifted=True)
+            run.seconds += begun
         spent = sum(forward.seconds for forward in run.log)
         overhead = self.pool.overhead * self.noisy()
         self.seconds += max(run.seconds, hidden) if hidden else run.seconds + self.pool.overhead
+        self._left = max(0.0, self.pool.models[self.pool.target].seconds(len(plans), 0) - self.pool.overhead)
         self.steps += 1
         return StepObservation(tuple(observations), tuple(run.log), spent + overhead)
 

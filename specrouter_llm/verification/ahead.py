@@ -48,22 +48,26 @@ class ForwardAhead:
         """The step that would continue the last one."""
         self._begun: tuple[_Step, Tensor] | None = None
 
-    def take(self, model: str, rows: Sequence[Row], spans: Sequence[Span]) -> Tensor | None:
-        """The logits of this step, if it is the one that was begun; whatever was begun is over."""
+    def take(self, model: str, rows: Sequence[Row], spans: Sequence[Span]) -> tuple[Tensor | None, bool]:
+        """The logits of this step, if it is the one that was begun; and whether anything was, which is over now."""
         begun, self._begun = self._begun, None
-        return begun[1] if begun is not None and begun[0] == _Step.of(model, rows, spans) else None
+        taken = begun is not None and begun[0] == _Step.of(model, rows, spans)
+        return (begun[1] if begun is not None and taken else None), begun is not None
 
-    def begin(self, model: str, rows: Sequence[Row], spans: Sequence[Span], chosen: Tensor | None) -> None:
-        """Begins the step behind this one, if this one was itself the one behind the last.
-
-        Args:
-            spans: of this step, whose forward is launched.
-            chosen: its choices [rows] on the device, of which a negative one is none; None if they are not there in order.
-        """
+    def follows(self, model: str, rows: Sequence[Row], spans: Sequence[Span]) -> bool:
+        """Whether a step can be begun behind this one: if this one was itself the one behind the last. Asked once a step."""
         step = _Step.of(model, rows, spans) if model in self._runners else None
         expected, self._expected = self._expected, step.next() if step is not None else None
-        if step is None or step != expected or chosen is None or not all(map(_goes_on, rows)):
-            return
+        alike = len({row.sampler.warp for row in rows}) == 1  # else the device has their choices in another order
+        going_on = all(row.remaining > 1 and continues_unseen(row) for row in rows)
+        return step is not None and step == expected and alike and going_on
+
+    def begin(self, model: str, rows: Sequence[Row], spans: Sequence[Span], chosen: Tensor) -> None:
+        """Begins the step behind this one, whose forward, over `spans`, is launched.
+
+        Args:
+            chosen: its choices [rows] on the device, of which a negative one is none.
+        """
         following = [Span(span.slot, span.end, [0], 1) for span in spans]
         try:
             logits = self._runners[model].ahead(following, chosen)
@@ -71,10 +75,10 @@ class ForwardAhead:
             logger.warning("%s: no forward is begun ahead any more", model, exc_info=True)
             del self._runners[model]
             return
-        if logits is not None:
-            self._begun = step.next(), logits
+        if logits is not None and self._expected is not None:
+            self._begun = self._expected, logits
 
 
-def _goes_on(row: Row) -> bool:
-    """As far as can be known; and with the very token that was chosen, which a grammar may replace."""
-    return row.remaining > 1 and row.sampler.constraint is None
+def continues_unseen(row: Row) -> bool:
+    """Whether the row's next token, if there is one, is the one that is chosen by its logits alone."""
+    return row.sampler.constraint is None and not row.sampler.contextual

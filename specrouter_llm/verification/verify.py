@@ -98,25 +98,51 @@ class VerifyProcessor:
         started = time.perf_counter()
         tests = [self._test(model, len(rows), *each) for each in zip(rows, hypotheses, proposals, strict=True)]
         spans = [self._state.span(model, test.row.slot, test.context, test.count) for test in tests]
-        begun = self._ahead.take(model, rows, spans) if meanwhile is not None else None
+        begun, dropped = self._ahead.take(model, rows, spans) if meanwhile is not None else (None, False)
         logits = self._forward(model, spans, begun)
         blocks = logits.split([test.count for test in tests]) if keep_logits else [None] * len(rows)
-
-        def waiting(ids: Tensor | None) -> None:
-            if meanwhile is not None:
-                self._ahead.begin(model, rows, spans, ids)
-                meanwhile()
-
-        chosen = choose(logits, [test.segment() for test in tests], waiting)
+        chosen = self._choose(model, rows, spans, logits, [test.segment() for test in tests], meanwhile)
         verified = []
         for test, choices, block in zip(tests, chosen, blocks, strict=True):
             found = _accept(test.proposal, choices[test.scored :], block)
             verified.append(replace(found, score=test.score(model, choices)) if test.scored else found)
         fed, context = [len(span.token_ids) for span in spans], sum(span.end for span in spans)
         seconds = time.perf_counter() - started
-        ahead = begun is not None
-        log.append(Forward(model, len(rows), sum(fed), context, seconds, longest=max(fed), ahead=ahead))
+        log.append(Forward(model, len(rows), sum(fed), context, seconds, longest=max(fed), shifted=begun is not None))
+        if dropped and begun is None:
+            self._shift_first(log)
         return verified
+
+    def _choose(
+        self,
+        model: str,
+        rows: Sequence[Row],
+        spans: Sequence[Span],
+        logits: Tensor,
+        segments: Sequence[Segment],
+        meanwhile: Callable[[], None] | None,
+    ) -> list[list[int | None]]:
+        """The choices; in a step's last forward with what there is to do meanwhile, the next step's forward first."""
+        if meanwhile is None:
+            return choose(logits, segments)
+        if not self._ahead.follows(model, rows, spans):
+            meanwhile()
+            return choose(logits, segments)
+
+        def waiting(ids: Tensor) -> None:
+            self._ahead.begin(model, rows, spans, ids)
+            meanwhile()
+
+        return choose(logits, segments, waiting)
+
+    def _shift_first(self, log: list[Forward]) -> None:
+        """What this step has run first on the device has waited for the forward that was begun in vain; a loop is logged in
+        turns."""
+        first = next(i for i, forward in enumerate(log) if forward.level in self._runners)
+        last = first + 1
+        while log[first].looped and last < len(log) and log[last].looped and log[last].level == log[first].level:
+            last += 1
+        log[first:last] = [replace(forward, shifted=True) for forward in log[first:last]]
 
     def fits(self, model: str, row: Row, hypothesis: Sequence[int]) -> bool:
         """Whether the model can take in the row with this hypothesis: its context is long enough, its vocabulary wide."""

@@ -31,7 +31,8 @@ class AheadContextRunner(ContextRunner):
         if self.broken:
             raise RuntimeError("out of memory")
         self.begun += 1
-        return self.forward([Span(s.slot, s.start, [i], 1) for s, i in zip(spans, chosen.tolist(), strict=True)])
+        ids = chosen.clamp_min(0).tolist()
+        return self.forward([Span(s.slot, s.start, [i], 1) for s, i in zip(spans, ids, strict=True)])
 
 
 class Bench:
@@ -50,9 +51,11 @@ class Bench:
         return Row(slot, self.state.tokens(slot), len(prompt), sampler, len(prompt) + num_tokens)
 
     def step(self, rows, plan):
-        for outcome in self.executor.step(rows, [plan] * len(rows)).outcomes:
+        result = self.executor.step(rows, [plan] * len(rows))
+        for outcome in result.outcomes:
             assert outcome.error is None
             self.executor.commit(outcome.row, outcome.token_ids)
+        return result
 
 
 def alone(prompt, params, seed, count):
@@ -113,6 +116,59 @@ def test_the_next_owner_of_a_slot_gets_logits_of_its_own():
     bench.step([row], PLAIN)
     assert (begun, bench.target.begun) == (4, 4)
     assert row.output_ids == alone(prompt, SamplingParams(), 1, 1)
+
+
+@pytest.mark.parametrize(
+    "params", [SamplingParams(repetition_penalty=1.3), SamplingParams(logit_bias={1: 2.0})], ids=str
+)
+def test_nothing_runs_ahead_of_a_row_whose_choices_need_the_host(params):
+    """Alone or beside another row: its context adjusts its logits, for which the host waits anyway."""
+    bench = Bench()
+    rows = [bench.row([1, 2, 3], params, 0), bench.row([4, 5], SamplingParams(), 1)]
+    for _ in range(6):
+        bench.step(rows, PLAIN)
+    assert bench.target.begun == 0
+
+
+def test_a_row_that_breaks_is_the_only_one_that_fails():
+    """Its choice is none, and what runs ahead of that is dropped."""
+    bench = Bench()
+    broken = bench.row([1, 2, 3], SamplingParams(), 0)
+    row = bench.row([1, 2, 4], SamplingParams(), 1)
+    function = bench.target._function
+    bench.target._function = lambda context: (
+        function(context) * (float("nan") if context[:3] == [1, 2, 3] and len(context) > 8 else 1.0)
+    )
+    errors = []
+    for _ in range(10):
+        live = [each for each in (broken, row) if each is row or not errors]
+        for outcome in bench.executor.step(live, [PLAIN] * len(live)).outcomes:
+            if outcome.error is not None:
+                errors.append(outcome.row)
+            else:
+                bench.executor.commit(outcome.row, outcome.token_ids)
+    assert errors == [broken]
+    assert row.output_ids == alone([1, 2, 4], SamplingParams(), 1, 10)
+
+
+def test_what_waits_for_a_forward_that_was_begun_in_vain_is_marked():
+    """And what was begun in the step before; the time of neither is what it takes."""
+    bench = Bench()
+    rows = [bench.row([1, 2, 3], SamplingParams(), seed) for seed in range(2)]
+
+    def shifted(rows, plan):
+        return [(forward.level, forward.shifted) for forward in bench.step(rows, plan).forwards]
+
+    assert [shifted(rows, PLAIN) for _ in range(3)] == [[("target", False)]] * 3
+    assert shifted(rows, PLAIN) == [("target", True)]
+    drafted = shifted(rows, DRAFTED)
+    assert drafted[0] == ("draft", True)
+    assert not any(mark for _, mark in drafted[1:])
+    assert not any(mark for _, mark in shifted(rows, DRAFTED))
+    for _ in range(3):
+        shifted(rows, PLAIN)
+    assert shifted(rows[:1], PLAIN) == [("target", True)]  # the other row has left
+    assert shifted(rows[:1], PLAIN) == [("target", False)]
 
 
 def test_nothing_runs_ahead_of_a_chain():

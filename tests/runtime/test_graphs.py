@@ -292,6 +292,19 @@ def test_an_engine_over_graphs_is_lossless():
                 assert expected == [c.token_ids for c in ours.generate(prompts, max_tokens=20, **options)]
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_forward_over_ids_of_the_device_is_that_over_the_same_ids(strict):
+    """The spans' own ids are not looked at, -1 stands for any, and nothing is begun beyond the context."""
+    runner = graph_runner(tiny(), strict=strict)
+    runner.forward([Span(0, 0, [1, 2, 3], 0), Span(2, 0, [4, 5], 0)])
+    spans = [Span(0, 3, [0], 1), Span(2, 2, [0], 1)]
+    ours = runner.ahead(spans, torch.tensor([7, -1]))
+    assert torch.equal(ours, runner.forward([Span(0, 3, [7], 1), Span(2, 2, [0], 1)]))
+    assert not torch.equal(ours[0], runner.forward(spans)[0])
+    assert runner.ahead([Span(0, 511, [0], 1)], torch.tensor([7])) is not None
+    assert runner.ahead([Span(0, 512, [0], 1)], torch.tensor([7])) is None
+
+
 def keys_of(seed, start, count, warp):
     """Of one row's choices from a position on."""
     return [row_keys(seed, 0, start + i) for i in range(count)] if warp.temperature else []
