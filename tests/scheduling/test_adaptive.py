@@ -179,6 +179,15 @@ def test_plain_steps_that_hide_the_host_are_priced_so(slots):
     assert sum(plan == PLAIN for step in plans for plan in step) > 0.8 * sum(map(len, plans))
 
 
+def test_plain_steps_hide_nothing_where_the_host_looks_at_a_choice_first():
+    """One such row, and the whole batch waits; nor does an engine that waits for nothing hide anything."""
+    pool = one_drafter(0.6)
+    free, bound = RowView(0, 64, 300, 0.0), RowView(1, 64, 300, 0.0, continues=False)
+    deferred = AdaptivePolicy(list(pool.models), [], calibration(pool), deferred=True)
+    assert [deferred._estimates(rows).ahead for rows in ([free], [bound], [free, bound])] == [True, False, False]
+    assert not adaptive(pool)._estimates([free]).ahead
+
+
 def test_nothing_is_reconsidered_while_only_forced_chains_run(monkeypatch):
     """The policy has no rows then; those of its last plan may be gone."""
     pool = one_drafter(0.7)
