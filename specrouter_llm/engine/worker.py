@@ -30,7 +30,6 @@ from specrouter_llm.scheduling.policy import Reasons, RowObservation, RowView, S
 from specrouter_llm.state.manager import SlotStatus, StateManager
 from specrouter_llm.state.row import Row
 from specrouter_llm.types import FinishReason, Guarantee, LevelStep, StepInfo
-from specrouter_llm.verification.ahead import continues_unseen
 
 logger = logging.getLogger(__name__)
 
@@ -350,7 +349,7 @@ def _ended_from_outside(sample: Sample, now: float) -> tuple[FinishReason, Excep
 
 def _view(row: Row) -> RowView:
     temperature = row.sampler.params.temperature
-    return RowView(row.row_id, len(row.token_ids), row.remaining, temperature, continues_unseen(row))
+    return RowView(row.row_id, len(row.token_ids), row.remaining, temperature, continues=not row.sampler.contextual)
 
 
 def _row(sample: Sample) -> Row:

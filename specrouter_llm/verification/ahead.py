@@ -58,9 +58,11 @@ class ForwardAhead:
         """Whether a step can be begun behind this one: if this one was itself the one behind the last. Asked once a step."""
         step = _Step.of(model, rows, spans) if model in self._runners else None
         expected, self._expected = self._expected, step.next() if step is not None else None
+        if step is None or step != expected:
+            return False
         alike = len({row.sampler.warp for row in rows}) == 1  # else the device has their choices in another order
-        going_on = all(row.remaining > 1 and continues_unseen(row) for row in rows)
-        return step is not None and step == expected and alike and going_on
+        # The host looks at a contextual row's logits first, and may then replace what is chosen.
+        return alike and all(row.remaining > 1 and not row.sampler.contextual for row in rows)
 
     def begin(self, model: str, rows: Sequence[Row], spans: Sequence[Span], chosen: Tensor) -> None:
         """Begins the step behind this one, whose forward, over `spans`, is launched.
@@ -77,8 +79,3 @@ class ForwardAhead:
             return
         if logits is not None and self._expected is not None:
             self._begun = self._expected, logits
-
-
-def continues_unseen(row: Row) -> bool:
-    """Whether the row's next token, if there is one, is the one that is chosen by its logits alone."""
-    return row.sampler.constraint is None and not row.sampler.contextual
