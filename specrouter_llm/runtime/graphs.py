@@ -2,7 +2,7 @@
 
 Launching the few hundred kernels of a forward one by one takes longer than running them over a few tokens. A graph is
 recorded per bucket (a padded number of tokens, a padded context) when it is first needed, and replayed with other inputs
-at the same addresses. Longer steps, which are prefill, run as in `EagerRunner`, on the same cache.
+at the same addresses. Longer steps, which are prefill, are several launches.
 """
 
 from __future__ import annotations
@@ -44,8 +44,6 @@ MAX_GRAPHS = 32
 """Forwards recorded at a time; the one that was used longest ago makes room."""
 MAX_LOOPS = 16
 """Loops recorded at a time."""
-RECORDED_TOKENS = 64
-"""Forwards over up to so many tokens are recorded before the first request."""
 _CHECKED_LENGTHS = (LENGTHS, (40, 10), (110, 50), (220, 30))
 """Pairs of inputs whose launches hold up to 16, 32, 64, 128 and 256 tokens."""
 
@@ -172,11 +170,11 @@ class GraphRunner(EagerRunner):
         recorded: BatchForward | None = None,
         strict: bool = False,
     ) -> None:
-        """`recorded` is the forward of small steps, by default the model's own, which longer ones always take.
+        """`recorded` is the forward, by default the model's own.
 
-        `strict` records every forward, long ones in several launches. Where a probe finds that a token's logits then have
-        the same bits in all of them, as products of our own have, that is all. Else every launch is padded to CANONICAL_TOKENS
-        tokens: the bits of a library's matrix product depend on the number of rows, not on what they hold or which one it is.
+        `strict` asks, by a probe, whether a token's logits have the same bits in every launch, as products of our own have.
+        Where they do not, every launch is padded to CANONICAL_TOKENS tokens, and the probe asks again: the bits of a library's
+        matrix product depend on the number of rows, not on what they hold or which one it is.
 
         Raises:
             UnsupportedModelError: through the cache its logits differ from its own.
@@ -185,7 +183,6 @@ class GraphRunner(EagerRunner):
         self._attention = attention
         self._capture = capture
         self._recorded = recorded or by_modules(model)
-        self._strict = strict
         self._sizes: Sequence[int] = TOKENS
         self._forwards: Recordings[StaticBatch] = Recordings(capture, MAX_GRAPHS)
         self._loops: Recordings[DraftLoop] = Recordings(capture, MAX_LOOPS)
@@ -225,7 +222,7 @@ class GraphRunner(EagerRunner):
         except Exception:
             self.close()
             raise
-        self._sizes, self._strict = TOKENS, False
+        self._sizes = TOKENS
         return "near-tie"
 
     def _new_cache(self, num_slots: int, length: int) -> SlotCache:
@@ -237,9 +234,7 @@ class GraphRunner(EagerRunner):
         bucket = bucket_for(spans, self._cache.capacity, self._sizes)
         if bucket is not None:
             return self._launch(spans, bucket)
-        if self._strict:
-            return torch.cat([self._forward(part) for part in launches(spans, self._sizes[-1])])
-        return super()._forward(spans)
+        return torch.cat([self._forward(part) for part in launches(spans, self._sizes[-1])])
 
     def ahead(self, spans: Sequence[Span], chosen: Tensor) -> Tensor | None:
         """See `AheadRunner`; its inputs are filled behind the forward before it, in the order of the stream."""
@@ -289,12 +284,12 @@ class GraphRunner(EagerRunner):
             return chosen[:count, : len(spans)].t().clone()
 
     def record(self, *, loops: bool) -> None:
-        """Records what decoding launches at first, so that no request waits for it: few tokens in all, short contexts.
+        """Records what is launched at first, so that no request waits for it: any number of tokens, short contexts.
 
         `loops` for a model that proposes. Slot 0 must be free.
         """
         for tokens in self._sizes:
-            if tokens <= min(RECORDED_TOKENS, self.context_length):
+            if tokens <= self.context_length:
                 self.forward([Span(0, 0, [0] * tokens, 1)])
         for tokens in TOKENS[1:3] if loops else ():  # what one row lacks fits in these
             if tokens <= self.context_length:

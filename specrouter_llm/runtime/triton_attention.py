@@ -39,6 +39,8 @@ MAX_GROUP = 16
 MAX_HEAD_DIM = 256
 _AT_ONCE = 8
 """Splits that are added up together."""
+MOST_SCRATCH = 64 * 2**20
+"""Bytes of partial sums at a time, or those of one tile: of many tokens at long contexts, some tiles come after others."""
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MIN_DOT = 16  # rows and columns of the smallest matrix product
 
@@ -227,9 +229,10 @@ def tile_attention(
     key_columns = max(_MIN_DOT, triton.next_power_of_2(size))
     split = _split(max(columns, key_columns), query.element_size())
     num_tiles, num_splits = tiles.shape[1], triton.cdiv(extent, split)
-    shape = (num_tiles, key_heads, num_splits, rows)
-    sums = query.new_empty((*shape, columns), dtype=accumulator)
-    peaks, totals = query.new_empty((2, *shape), dtype=accumulator).unbind(0)
+    by_tile = key_heads * num_splits * rows
+    together = min(num_tiles, max(1, MOST_SCRATCH // (by_tile * (columns + 2) * accumulator.itemsize)))
+    sums = query.new_empty((together, by_tile, columns), dtype=accumulator)
+    peaks, totals = query.new_empty((2, together, by_tile), dtype=accumulator).unbind(0)
     output = (query.new_zeros if fill else query.new_empty)(tokens, heads, value_size)
     common = {
         "GROUP": group,
@@ -243,38 +246,40 @@ def tile_attention(
         "enable_fp_fusion": True,
         **launched_early(query.device),
     }
-    _attend_split[(num_tiles, key_heads, num_splits)](
-        query,
-        key,
-        value,
-        tiles,
-        sums,
-        peaks,
-        totals,
-        *query.stride()[:2],
-        *key.stride()[:3],
-        *value.stride()[:3],
-        num_tiles,
-        SIZE=size,
-        SIZE_COLUMNS=key_columns,
-        SCALE=scaling if scaling is not None else size**-0.5,
-        SOFTCAP=softcap or 0.0,
-        num_warps=8 if max(rows, split) * columns > 8192 else 4,
-        **common,
-    )
-    _add_splits[(num_tiles, key_heads, min(tokens, TILE_TOKENS))](
-        tiles,
-        sums,
-        peaks,
-        totals,
-        output,
-        *output.stride()[:2],
-        num_tiles,
-        num_splits,
-        AT_ONCE=_AT_ONCE,
-        num_warps=min(4, max(1, group_rows * columns // 256)),
-        **common,
-    )
+    for some in tiles.split(together, dim=1):
+        number = some.shape[1]
+        _attend_split[(number, key_heads, num_splits)](
+            query,
+            key,
+            value,
+            some,
+            sums,
+            peaks,
+            totals,
+            *query.stride()[:2],
+            *key.stride()[:3],
+            *value.stride()[:3],
+            num_tiles,
+            SIZE=size,
+            SIZE_COLUMNS=key_columns,
+            SCALE=scaling if scaling is not None else size**-0.5,
+            SOFTCAP=softcap or 0.0,
+            num_warps=8 if max(rows, split) * columns > 8192 else 4,
+            **common,
+        )
+        _add_splits[(number, key_heads, min(tokens, TILE_TOKENS))](
+            some,
+            sums,
+            peaks,
+            totals,
+            output,
+            *output.stride()[:2],
+            num_tiles,
+            num_splits,
+            AT_ONCE=_AT_ONCE,
+            num_warps=min(4, max(1, group_rows * columns // 256)),
+            **common,
+        )
     return output
 
 

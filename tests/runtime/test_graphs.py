@@ -128,6 +128,20 @@ def test_ragged_steps_equal_the_eager_runner(runners, data):
         assert torch.allclose(expected, actual, atol=1e-6, rtol=1e-6)  # norms run in float32 even in float64 models
 
 
+def test_a_long_prompt_is_launches_of_the_most_tokens(monkeypatch):
+    """Nothing is launched kernel by kernel; what the first launches need is recorded before the first request."""
+    capture = Recorder()
+    runner = graph_runner(tiny(), context_length=1500, capture=capture)
+    runner.record(loops=False)
+    ids = [(7 * i) % 40 for i in range(3 * TOKENS[-1] + 5)]
+    expected = EagerRunner("m", tiny(), num_slots=3, context_length=1500).forward([Span(0, 0, ids, 9)])
+    monkeypatch.setattr(EagerRunner, "_forward", None)
+    recorded = capture.recorded
+    runner.forward([Span(1, 0, ids[: TOKENS[-1] + 3], 1)])
+    assert capture.recorded == recorded
+    assert torch.allclose(expected, runner.forward([Span(0, 0, ids, 9)]), atol=1e-6)
+
+
 def test_padding_touches_no_slot():
     """Only the positions that were fed are written; what pads the bucket lands behind the slabs."""
     runner = graph_runner(tiny(), strict=True)

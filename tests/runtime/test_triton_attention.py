@@ -20,6 +20,7 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs a CUDA device, or TRITON_INTERPRET=1 from the start", allow_module_level=True)
 
+from specrouter_llm.runtime import triton_attention
 from specrouter_llm.runtime.attention import RaggedContext
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.buckets import tiles_of
@@ -97,6 +98,23 @@ def test_bits_depend_on_nothing_but_the_row(data):
     assert torch.equal(alone, company)
     assert torch.equal(alone, torch.cat(pieces))
     assert torch.equal(alone, small)
+
+
+def test_bits_do_not_depend_on_how_many_tiles_share_the_scratch(monkeypatch):
+    """Tiles that are attended to some after others, because their partial sums would take too much, get the same bits."""
+    spans = [Span(0, 900, [0] * 20, 0), Span(2, 3, [0] * 9, 0)]
+    query, key, value = states(4, 2, 16, torch.float32, 29)
+    arguments = (query, key, value, table_of(spans, 2), CAPACITY, None, None, None)
+    together = tile_attention(*arguments)
+    new_empty, taken = torch.Tensor.new_empty, []
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: taken.append(new_empty(*a, **k)) or taken[-1])
+    held = []
+    for room in (1, 10**5, 10**9):
+        monkeypatch.setattr(triton_attention, "MOST_SCRATCH", room)
+        taken.clear()
+        assert torch.equal(together, tile_attention(*arguments))
+        held.append(taken[0].nbytes + taken[1].nbytes)
+    assert held[0] < held[1] <= 10**5 < held[2]
 
 
 def test_padding_gets_zeros():
