@@ -18,7 +18,7 @@ from specrouter_llm.scheduling.lookups import Calls
 from specrouter_llm.scheduling.offers import MOST_LEVELS
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import Forward, Reasons, RowObservation, RowView, StepObservation
-from specrouter_llm.scheduling.pricing import best_draft, price
+from specrouter_llm.scheduling.pricing import OTHER_CHAIN_GAIN, PLAIN_GAIN, best_draft, least_gain, pays, price
 from specrouter_llm.scheduling.probing import CHANGE_LOAN, FIRST_LOAN, PROBE_WINDOW, PlainTrials, Prober
 from specrouter_llm.scheduling.rows import RowBook
 from specrouter_llm.scheduling.search import Search, StepChoice
@@ -40,11 +40,6 @@ NEW_ROW = "a row has come"
 PROBE_CANDIDATES = 8
 ROUTINE_ALPHA = 0.95
 """A level that has long been idle is tried now and then if at this acceptance it would be the best."""
-SAME_CHAIN_GAIN, OTHER_CHAIN_GAIN = 0.003, 0.015
-"""Predicted gain below which the plans stay: of another window, and of another chain."""
-PLAIN_GAIN = 0.03
-"""Predicted gain over plain decoding below which rows are decoded plainly: the best of many estimates is too good to be true.
-Whoever drafts goes on until half of it is gone."""
 
 
 class AdaptivePolicy:
@@ -64,8 +59,9 @@ class AdaptivePolicy:
         proposers: model-free levels.
         latency: measured; a level it does not know is tried once and learnt from its first forward.
         prior: SimScore = 1 - E[TV] by (lower, upper).
-        deferred: search only in `reconsider`, if the rows are the same: for engines that wait for a device then. Where plain
-            steps follow each other, such an engine begins the target's next forward before it has dealt with the last.
+        deferred: learn and search in `reconsider`, and decode rows that have come plainly until then: for engines that wait
+            for a device then. Where plain steps follow each other, such an engine begins the target's next forward before it
+            has dealt with the last.
 
         Raises:
             InvalidParameterError: more lower levels than a search can hold.
@@ -119,26 +115,39 @@ class AdaptivePolicy:
         if self._next is not None:
             self._decision, self._next = self._next, None
         decision = self._decision
-        if decision is None or decision.key != key or (self._stale and not self._deferred):
+        if decision is None or ((decision.key != key or self._stale) and not self._deferred):
             decision = self._decision = self._decide(rows, key)
             self._stale = False
+        elif decision.key != key:  # a row that has come takes its prompt in now, whatever its plan is
+            decision = self._decision = decision.carried(key, self._plain)
+            self._stale = True
         return decision.plans
 
     def reconsider(self) -> None:
-        """What `plan` will say for the next step if the rows stay, where it is to be decided while a step is running."""
-        if self._deferred and self._stale and self._planned and self._decision is not None and not self._decision.tries:
+        """Learns, and decides what `plan` will say for the next step if the rows stay, where that is to be done while a step is
+        running."""
+        if not self._deferred:
+            return
+        if self._may_learn():
+            self._learn()
+        if self._stale and self._planned and self._decision is not None and not self._decision.tries:
             self._next = self._decide(list(self._views.values()), self._decision.key)
             self._stale, self._reconsidered = False, True
 
     def observe(self, step: StepObservation) -> None:
-        """Takes note. Quiet steps are learnt from a few at a time: out of the caches, one is nearly as dear as a few."""
+        """Takes note. Quiet steps are learnt from a few at a time, and while the next one is running if that is the way."""
         self._step += 1
         decision, views = (self._decision, self._views) if self._planned else (None, {})
         self._seen.append(seen := Seen(step, decision, views, self._reconsidered))
         self._planned = self._reconsidered = False
-        rows = sum(max(1, len(each.step.rows)) for each in self._seen)  # all rows of a step may have failed
-        if rows >= TOGETHER or not (seen.is_quiet and self._lent) or self._prober.looks(self._step):
+        waits = self._deferred and len(self._seen) <= TOGETHER
+        if not (seen.is_quiet and self._lent) or (self._may_learn() and not waits):
             self._learn()
+
+    def _may_learn(self) -> bool:
+        """Whether there is enough to learn from: out of the caches, one step of one row is nearly as dear as a few."""
+        rows = sum(max(1, len(each.step.rows)) for each in self._seen)  # all rows of a step may have failed
+        return rows >= TOGETHER or self._prober.looks(self._step)
 
     def _learn(self) -> None:
         """Corrects latencies by the forwards, similarities by the trials, and puts decisions into force."""
@@ -201,12 +210,12 @@ class AdaptivePolicy:
         if not self._latency.knows(self._target):
             plain = (self._plain,) * len(rows)
             return Decision(key, plain, plain, math.nan, "the target's speed is not known yet")
-        if self._decision is None or self._decision.key != key or self._due():
-            estimates = self._estimates(rows)
+        before, due = self._decision, self._due()
+        estimates = self._estimates(rows)  # after which nothing has moved
+        if before is None or before.key != key or math.isnan(before.predicted) or due:
             standing = self._standing_decision(rows, key, estimates)
         else:
-            estimates = self._estimates(rows)
-            standing = Decision(key, self._decision.standing, self._decision.standing, self._decision.predicted)
+            standing = Decision(key, before.standing, before.standing, before.predicted)
         return self._probe(rows, standing, estimates)
 
     def _due(self) -> bool:
@@ -233,11 +242,11 @@ class AdaptivePolicy:
         everything = self._shaken or self._search is None or key != tuple(self._standing)
         choice = self._searched_choice(estimates, everything)
         plain = (self._plain,) * len(rows)
-        if not _pays(choice.seconds_per_token, estimates, PLAIN_GAIN):
+        if not pays(choice.seconds_per_token, estimates, PLAIN_GAIN):
             choice = StepChoice(plain, len(rows), estimates.plain_seconds)
         decision, standing = self._decision, self._standing
         if decision is not None and decision.key == key:  # in `reconsider` it is not in force yet
-            standing = dict(zip(key, decision.standing, strict=True))
+            standing = decision.by_row
         before = [standing.get(row.row_id) for row in rows]
         held = tuple(plan for plan in before if plan is not None)
         if len(held) < len(rows):
@@ -247,17 +256,11 @@ class AdaptivePolicy:
         tokens, seconds = price(held, estimates)
         now = seconds / tokens
         gain = 1 - choice.seconds_per_token / now
-        stays = held == plain or _pays(now, estimates, PLAIN_GAIN / 2)
-        if stays and gain < self._least_gain(held, choice):
+        stays = held == plain or pays(now, estimates, PLAIN_GAIN / 2)
+        if stays and gain < least_gain(held, choice.plans):
             return Decision(key, held, held, now)
         reason = "the batch has changed" if set(key) != set(self._standing) else "the estimates have moved"
         return Decision(key, choice.plans, choice.plans, choice.seconds_per_token, reason, gain)
-
-    @staticmethod
-    def _least_gain(held: Sequence[Plan], choice: StepChoice) -> float:
-        """The gain that a switch must promise: more if levels change, for then the estimates of two chains differ."""
-        same = all(old.levels == new.levels for old, new in zip(held, choice.plans, strict=True))
-        return SAME_CHAIN_GAIN if same else OTHER_CHAIN_GAIN
 
     def _estimates(self, rows: Sequence[RowView], optimism: float = 0.0) -> Estimates:
         """What a search reads. Reading without optimism settles what has moved."""
@@ -405,7 +408,7 @@ class AdaptivePolicy:
             self._journal.switched(Switch(self._step, before, after, decision.reason, decision.gain))
         for row_id, plan in zip(decision.key, decision.standing, strict=True):
             self._rows.switched(row_id, self._standing.get(row_id, plan), plan, decision.reason, decision.gain)
-        self._standing = dict(zip(decision.key, decision.standing, strict=True))
+        self._standing = decision.by_row
         if decision.tries:
             self._stale = True
             if self._deferred:  # the next step may be decided later
@@ -443,8 +446,3 @@ class AdaptivePolicy:
         if row.finished:
             self._rows.finish(row.row_id)
             self._similarity.forget(row.row_id)
-
-
-def _pays(seconds_per_token: float, estimates: Estimates, least: float) -> bool:
-    """Whether this is at least so much faster than plain decoding of all rows."""
-    return seconds_per_token <= (1 - least) * estimates.plain_seconds / estimates.num_rows

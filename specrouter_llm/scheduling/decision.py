@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ class Decision:
     standing: tuple[Plan, ...]
     """The best known; differs from `plans` in a probe."""
     predicted: float
-    """Seconds per token of the standing plans, all rows together."""
+    """Seconds per token of the standing plans, all rows together; NaN if nothing was decided for these very rows."""
     reason: str = ""
     """Why the standing plans changed; empty if they did not."""
     gain: float = 0.0
@@ -27,6 +28,20 @@ class Decision:
     """The place of the row that probes."""
     looked: bool | None = None
     """Whether a search for a probe found one; None if there was no such search."""
+    fresh: frozenset[int] = frozenset()
+    """Rows that nothing was decided for yet."""
+
+    @property
+    def by_row(self) -> dict[int, Plan]:
+        """The standing plans of the rows that something was decided for."""
+        given = zip(self.key, self.standing, strict=True)
+        return {row_id: plan for row_id, plan in given if row_id not in self.fresh}
+
+    def carried(self, key: tuple[int, ...], plain: Plan) -> Decision:
+        """What stands, for the rows that are there now; those that have come are decoded plainly."""
+        known = self.by_row
+        plans = tuple(known.get(row_id, plain) for row_id in key)
+        return Decision(key, plans, plans, math.nan, fresh=frozenset(key) - known.keys())
 
     @property
     def tries(self) -> bool:

@@ -1,4 +1,7 @@
-"""What given plans are expected to cost and to bring: the same arithmetic as the search, for plans it did not make."""
+"""What given plans are expected to cost and to bring, and which gain is worth a change.
+
+The same arithmetic as the search, for plans it did not make.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,12 @@ from specrouter_llm.scheduling.estimates import Estimates, Fed
 from specrouter_llm.scheduling.offers import PLACES, round_of, rounds_of
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.similarity import MAX_WINDOW
+
+SAME_CHAIN_GAIN, OTHER_CHAIN_GAIN = 0.003, 0.015
+"""Predicted gain below which the plans stay: of another window, and of another chain."""
+PLAIN_GAIN = 0.03
+"""Predicted gain over plain decoding below which rows are decoded plainly: the best of many estimates is too good to be true.
+Whoever drafts goes on until half of it is gone."""
 
 
 def price(plans: Sequence[Plan], estimates: Estimates) -> tuple[float, float]:
@@ -40,6 +49,17 @@ def price(plans: Sequence[Plan], estimates: Estimates) -> tuple[float, float]:
         tokens += gained
         seconds += float(cost[1] + share * (cost[0] - cost[1])) + catch_up * tokens
     return tokens, seconds + float(estimates.expected_seconds(Fed(reach)))
+
+
+def pays(seconds_per_token: float, estimates: Estimates, least: float) -> bool:
+    """Whether this is at least so much faster than plain decoding of all rows."""
+    return seconds_per_token <= (1 - least) * estimates.plain_seconds / estimates.num_rows
+
+
+def least_gain(held: Sequence[Plan], others: Sequence[Plan]) -> float:
+    """The gain that a switch must promise: more if levels change, for then the estimates of two chains differ."""
+    same = all(old.levels == new.levels for old, new in zip(held, others, strict=True))
+    return SAME_CHAIN_GAIN if same else OTHER_CHAIN_GAIN
 
 
 def best_draft(estimates: Estimates, level: int, alpha: float) -> float:

@@ -304,27 +304,23 @@ class Similarity:
 
         Without optimism the estimates count as read: `moved` starts anew.
         """
-        pairs, tilts, hits, stays = [], [], [], []
-        for row_id, bucket in rows:
-            own = self._evidence(row_id, bucket)
-            alpha = self._table(bucket, own, optimism)
-            if not optimism:
-                own.reported = alpha
-            pairs.append(alpha)
-            tilts.append(self._tilts(bucket))
-            length = self._lookup_table(bucket, own)
-            hits.append(length[:, 0])
-            stays.append(length[:, 1])
+        own = [self._evidence(*row) for row in rows]
+        buckets = [bucket for _, bucket in rows]
+        every = self._tables(buckets, own, optimism)
         if not optimism:
             self.moved = False
-        every, every_tilt = np.array(pairs), np.array(tilts)
+            for evidence, alpha in zip(own, every, strict=True):
+                evidence.reported = alpha
+        tilts = {bucket: self._tilts(bucket) for bucket in set(buckets)}
+        every_tilt = np.array([tilts[bucket] for bucket in buckets])
+        lengths = self._lookup_tables(buckets, own)
         return Acceptance(
             pairs=every.mean(axis=0),
             target=every[:, :, -1],
             pair_tilts=every_tilt.mean(axis=0),
             target_tilts=every_tilt[:, :, :, -1].swapaxes(0, 1),
-            hits=np.array(hits),
-            stays=np.array(stays),
+            hits=lengths[:, :, 0],
+            stays=lengths[:, :, 1],
         )
 
     def _tilts(self, bucket: int) -> Array:
@@ -339,36 +335,52 @@ class Similarity:
         tilts: Array = (hits - total * together) / (total + TILT_STRENGTH)
         return tilts
 
-    def _table(self, bucket: int, own: _Evidence, optimism: float) -> Array:
-        """[L, M] shrunk estimates: the row towards the workload towards the prior."""
-        prior, strength = self._priors[bucket]
-        target = np.array([self._target_alpha(level, bucket, own) for level in range(len(self.lower))])
-        met = bounded(prior[:, :-1], target[:, None], target[None, self._num_lookups :])
-        prior = np.concatenate([met, prior[:, -1:]], axis=1)
-        workload = self._workload.get(bucket)
-        known: Array = strength
-        if workload is not None:
-            known = workload.matches.total + strength
-            prior = (workload.matches.hits + strength * prior) / known
-        counts = own.matches
-        mean: Array = (counts.hits + own.strength * prior) / (counts.total + own.strength)
+    def _tables(self, buckets: Sequence[int], own: Sequence[_Evidence], optimism: float) -> Array:
+        """[R, L, M] shrunk estimates: rows towards the workload towards the prior."""
+        prior, strength = _stacked([self._priors[bucket] for bucket in buckets])
+        hits, total = _stacked([self._counted(bucket) for bucket in buckets])
+        own_hits, own_total, own_strength = _stacked([(e.matches.hits, e.matches.total, e.strength) for e in own])
+        known = total + strength
+
+        def shrunk(prior: Array) -> Array:
+            workload = (hits + strength * prior) / known
+            return (own_hits + own_strength * workload) / (own_total + own_strength)
+
+        target = shrunk(prior)[:, :, -1]
+        met = bounded(prior[:, :, :-1], target[:, :, None], target[:, None, self._num_lookups :])
+        mean = shrunk(np.concatenate([met, prior[:, :, -1:]], axis=2))
         if optimism:
             rate = np.clip(mean, 0.1, 0.9)
-            weight = counts.total + np.minimum(known, SHARED_WEIGHT * own.strength)
+            weight = own_total + np.minimum(known, SHARED_WEIGHT * own_strength)
             mean = mean + optimism * np.sqrt(rate * (1 - rate) / (weight + 1))
         clipped: Array = np.clip(mean, LEAST_ALPHA, 1 - LEAST_ALPHA)
         return clipped
 
-    def _lookup_table(self, bucket: int, own: _Evidence) -> Array:
-        """[P, 2] chances to propose and to go on."""
-        mean = np.tile([HIT_PRIOR, STAY_PRIOR], (self._num_lookups, 1))
+    def _counted(self, bucket: int) -> tuple[Array, Array]:
+        """[L, M] hits and trials of the workload."""
         workload = self._workload.get(bucket)
-        for counts, strength in (
-            *([(workload.lookups, DEFAULT_STRENGTH)] if workload is not None else []),
-            (own.lookups, LOOKUP_STRENGTH),
-        ):
-            mean = (counts.hits + strength * mean) / (counts.total + strength)
-        return mean
+        if workload is None:
+            nothing = np.zeros((len(self.lower), len(self.models)))
+            return nothing, nothing
+        return workload.matches.hits, workload.matches.total
+
+    def _lookup_tables(self, buckets: Sequence[int], own: Sequence[_Evidence]) -> Array:
+        """[R, P, 2] chances to propose and to go on."""
+        mean = {}
+        for bucket in set(buckets):
+            mean[bucket] = np.tile([HIT_PRIOR, STAY_PRIOR], (self._num_lookups, 1))
+            if (workload := self._workload.get(bucket)) is not None:
+                counts = workload.lookups
+                mean[bucket] = (counts.hits + DEFAULT_STRENGTH * mean[bucket]) / (counts.total + DEFAULT_STRENGTH)
+        hits, total, shared = _stacked(
+            [(e.lookups.hits, e.lookups.total, mean[bucket]) for e, bucket in zip(own, buckets, strict=True)]
+        )
+        return (hits + LOOKUP_STRENGTH * shared) / (total + LOOKUP_STRENGTH)
+
+
+def _stacked(tables: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:
+    """Of R tuples of arrays, each of them as one array of R."""
+    return tuple(np.array(some) for some in zip(*tables, strict=True))
 
 
 def _merged(trials: Sequence[Trial]) -> list[tuple[str, str, int, int]]:
