@@ -27,8 +27,9 @@ ROWS: int
 _, _, _features = cpu_target.target_context.codegen().magic_tuple()
 if platform.machine() in ("x86_64", "AMD64") and "+fma" not in _features:
     raise ImportError("this processor has no fused multiply-add")
-LANES, ROWS = (16, 8) if "+avx512f" in _features else (8, 6)
-"""Numbers in a vector, and rows in a tile: their sums, twice as many vectors as rows, must fit in the registers."""
+LANES, ROWS = (16, 11) if "+avx512f" in _features else (8, 6)
+"""Numbers in a vector, and rows in a tile: their sums, twice as many vectors as rows, must fit in the registers, and the
+addresses of the rows, too (with 12 a tile takes twice as long)."""
 VECTORS = 2
 PANEL: int = VECTORS * LANES
 """Outputs in a panel."""
