@@ -38,7 +38,7 @@ class RowOutcome:
 
     row: Row
     plan: Plan
-    """The plan as it was run, without the levels that the row has set aside."""
+    """The plan as it was run, without the levels that the row has set aside; of two alternatives the one that was run."""
     token_ids: list[int]
     """The target's choices: accepted tokens and one more. Empty if `error` is set."""
     trials: tuple[Trial, ...] = ()
@@ -159,17 +159,25 @@ class _StepRun:
     inner: dict[int, list[InnerProposal]] = field(default_factory=lambda: defaultdict(list))
 
     def outcomes(self, rows: Sequence[Row], plans: Sequence[Plan]) -> list[RowOutcome]:
-        """Proposals group by group, then the target once over all rows."""
+        """What rows look up first, the proposals of the others group by group, then the target once over all rows."""
         hypotheses: list[list[int]] = [[] for _ in rows]
         proposals: list[list[int]] = [[] for _ in rows]
+        self._draft(rows, {i: plan.alternatives[0] for i, plan in enumerate(plans) if plan.lookup_first}, proposals)
+        runs = [
+            plan.alternatives[not found] if plan.lookup_first else plan
+            for plan, found in zip(plans, proposals, strict=True)
+        ]
+        self._draft(rows, {i: run for i, run in enumerate(runs) if not proposals[i]}, proposals)
+        verified = self.verify(plans[0].top, rows, hypotheses, proposals, [run.below for run in runs], final=True)
+        return [self._outcome(row, run, v) for row, run, v in zip(rows, runs, verified, strict=True)]
+
+    def _draft(self, rows: Sequence[Row], plans: Mapping[int, Plan], proposals: list[list[int]]) -> None:
+        """Fills in the proposals of the rows that have a plan, group by group."""
         for below, members in _groups(plans).items():
             wants = [min(plans[i].window, rows[i].remaining - 1) for i in members]
-            for i, proposal in zip(
-                members, self.propose(below, [rows[i] for i in members], [[] for _ in members], wants), strict=True
-            ):
+            found = self.propose(below, [rows[i] for i in members], [[] for _ in members], wants)
+            for i, proposal in zip(members, found, strict=True):
                 proposals[i] = proposal
-        verified = self.verify(plans[0].top, rows, hypotheses, proposals, [plan.below for plan in plans], final=True)
-        return [self._outcome(row, plan, v) for row, plan, v in zip(rows, plans, verified, strict=True)]
 
     def propose(
         self, plan: Plan | None, rows: Sequence[Row], hypotheses: Sequence[list[int]], wants: Sequence[int]
@@ -273,10 +281,10 @@ class _StepRun:
         return RowOutcome(row, plan, verification.token_ids, trials, scores, logits)
 
 
-def _groups(plans: Sequence[Plan]) -> dict[Plan, list[int]]:
+def _groups(plans: Mapping[int, Plan]) -> dict[Plan, list[int]]:
     """Rows by the chain below the target; rows without one propose nothing."""
     groups: dict[Plan, list[int]] = {}
-    for i, plan in enumerate(plans):
+    for i, plan in plans.items():
         if plan.below is not None:
             groups.setdefault(plan.below, []).append(i)
     return groups

@@ -114,6 +114,8 @@ class RouteCandidate:
     windows: tuple[int, ...]
     predicted_seconds_per_token: float
     """All rows of the batch together."""
+    lookup_first: bool = False
+    """Whether the lowest level offers to the target itself, and the others draft only where it finds nothing."""
 
 
 @dataclass(frozen=True, slots=True)

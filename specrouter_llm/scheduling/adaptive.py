@@ -184,8 +184,9 @@ class AdaptivePolicy:
         """Why a row is decoded as it is; the last 256 finished rows are still known."""
         self._learn()
         found = self._search.candidates() if self._search is not None else ()
-        candidates = tuple(RouteCandidate(c.plan.levels, c.plan.windows, c.seconds_per_token) for c in found)
+        told = [(c.plan.levels, c.plan.windows, c.seconds_per_token, c.plan.lookup_first) for c in found]
         predicted = self._decision.predicted if self._decision is not None else math.nan
+        candidates = tuple(RouteCandidate(*each) for each in told)
         return Reasons(self._rows.switches(row_id), candidates, None if math.isnan(predicted) else predicted)
 
     @property
@@ -358,7 +359,7 @@ class AdaptivePolicy:
         hope: float,
     ) -> Decision | None:
         """One row on another chain with small windows, if the budget allows; `hope` in seconds per token."""
-        if plan.levels in (standing.standing[place].levels, self._plain.levels):
+        if plan.lookup_first or plan.levels in {run.levels for run in (*standing.standing[place].runs, self._plain)}:
             return None
         if self._rows[rows[place].row_id].blocked.intersection(plan.levels):
             return None
@@ -433,14 +434,15 @@ class AdaptivePolicy:
         if view is None:  # a row with a forced chain: its regime is not known
             return
         bucket = regime(view.temperature)
-        self._rows[row.row_id].observe(seen.planned(row.row_id), row, view.num_tokens)
+        planned = seen.planned(row.row_id)
+        self._rows[row.row_id].observe(planned, row, view.num_tokens)
         if self._similarity.observe(row.row_id, bucket, row.trials, self._step, row.scores):
             self._shaken = True
             self._similarity.doubt(row.row_id, self._step)
             if self._latency.knows(self._target):
                 self._prober.lend(CHANGE_LOAN * self._latency.seconds(self._target, 1), self._step)
         for name in self._proposers:
-            calls = Calls.of(name, row, view.remaining)
+            calls = Calls.of(name, row, view.remaining, planned)
             if calls.lengths or calls.misses:
                 self._similarity.observe_lookup(row.row_id, bucket, name, *calls, self._step)
         if row.finished:

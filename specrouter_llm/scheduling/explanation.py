@@ -79,9 +79,4 @@ class Journal:
 
 def _in_words(plans: Sequence[Plan]) -> str:
     """`draft[3] > target`, different plans of a batch side by side."""
-    return " | ".join(
-        " > ".join(
-            [*(f"{level}[{window}]" for level, window in zip(plan.levels, plan.windows, strict=False)), plan.top]
-        )
-        for plan in plans
-    )
+    return " | ".join(map(str, plans))

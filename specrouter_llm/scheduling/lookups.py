@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import RowObservation
 
 
@@ -18,11 +19,18 @@ class Calls(NamedTuple):
     """Proposals that ended before their window did."""
 
     @classmethod
-    def of(cls, name: str, row: RowObservation, remaining: int) -> Calls:
-        """`remaining` tokens could still be committed before the step."""
+    def of(cls, name: str, row: RowObservation, remaining: int, planned: Plan | None = None) -> Calls:
+        """`remaining` tokens could still be committed before the step, which was to run `planned`."""
         trials = [trial for trial in row.trials if trial.lower == name]
         lengths = [trial.proposed for trial in trials]
         plan = row.plan
+        if (
+            planned is not None
+            and planned.lookup_first
+            and name == planned.levels[0] not in plan.levels
+            and remaining > 1
+        ):
+            return cls(lengths, 1, 0)  # it was asked first
         if name not in plan.levels or remaining <= 1:  # not used; it may still have been scored beside the plan
             return cls(lengths, 0, 0)
         if len(plan.levels) == 2:

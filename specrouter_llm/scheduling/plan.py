@@ -17,6 +17,9 @@ class Plan:
     """`windows[i]`: tokens that level i offers to level i + 1, at most."""
     rounds: tuple[int, ...] = (1,)
     """`rounds[i]`: verification rounds of level i before it offers; the last level verifies once per step."""
+    lookup_first: bool = False
+    """Whether the lowest level, which is no model, offers to the top itself, and the chain above it drafts only where that
+    finds nothing; see `alternatives`."""
     below: Plan | None = field(init=False, repr=False, compare=False)
     """The chain that proposes to the top."""
 
@@ -47,9 +50,38 @@ class Plan:
         rounds = tuple(-(-window // (below[i] + 1)) for i, window in enumerate(windows))
         return cls(tuple(levels), tuple(windows), (*rounds, 1))
 
+    @classmethod
+    def either(cls, lookup: Plan, drafts: Plan) -> Plan:
+        """What `lookup`, of a model-free level and the target, finds; `drafts` of the same target where it finds nothing."""
+        levels, windows = (*lookup.levels[:1], *drafts.levels), (*lookup.windows, *drafts.windows)
+        return cls(levels, windows, (1, *drafts.rounds), lookup_first=True)
+
+    @property
+    def alternatives(self) -> tuple[Plan, Plan]:
+        """What a plan of `lookup_first` runs where its lookup finds something, and where not."""
+        lookup = Plan((self.levels[0], self.top), self.windows[:1], (1, 1))
+        return lookup, Plan(self.levels[1:], self.windows[1:], self.rounds[1:])
+
+    @property
+    def runs(self) -> tuple[Plan, ...]:
+        """What may be run."""
+        return self.alternatives if self.lookup_first else (self,)
+
     @property
     def top(self) -> str:
         return self.levels[-1]
+
+    def __str__(self) -> str:
+        """`draft[3] > target`; `lookup[8] or draft[3] > target` where the one comes first."""
+        below = [f"{level}[{window}]" for level, window in zip(self.levels, self.windows, strict=False)]
+        if self.lookup_first:
+            below = [f"{below[0]} or {below[1]}", *below[2:]] if len(below) > 1 else below
+        return " > ".join([*below, self.top])
+
+    @property
+    def route(self) -> tuple[tuple[str, ...], bool]:
+        """What it is beside its windows."""
+        return self.levels, self.lookup_first
 
     @property
     def window(self) -> int:
@@ -60,5 +92,9 @@ class Plan:
         """The same plan with some levels below the top left out; each remaining level keeps its own window."""
         if not any(level in names for level in self.levels[:-1]):
             return self
+        if self.lookup_first:
+            lookup, drafts = (plan.without(names) for plan in self.alternatives)
+            both = lookup.below is not None and drafts.below is not None
+            return Plan.either(lookup, drafts) if both else lookup if drafts.below is None else drafts
         kept = [i for i, level in enumerate(self.levels[:-1]) if level not in names]
         return Plan.chain([*(self.levels[i] for i in kept), self.top], [self.windows[i] for i in kept])

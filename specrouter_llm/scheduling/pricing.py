@@ -5,7 +5,8 @@ The same arithmetic as the search, for plans it did not make.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,27 +29,50 @@ def price(plans: Sequence[Plan], estimates: Estimates) -> tuple[float, float]:
     tokens, seconds = float(rows), estimates.overhead
     reach: Array = np.zeros((rows, MAX_WINDOW))
     accepted = estimates.acceptance.target_survival
-    groups: dict[Plan, list[int]] = {}
-    for row, plan in enumerate(plans):
-        if plan.below is not None:
-            groups.setdefault(plan.below, []).append(row)
+    groups: dict[Plan, list[_Run]] = {}
+    for run in _runs(plans, estimates):
+        if run.plan.below is not None:
+            groups.setdefault(run.plan.below, []).append(run)
     if not groups:
         return tokens, estimates.plain_seconds
     for below, members in groups.items():
         numbers = [estimates.lower.index(level) if level in estimates.lower else -1 for level in below.levels]
         if min(numbers) < 0:
             return tokens, np.inf
-        longest = max(plans[row].window for row in members)
-        cost, survival = _offer(below, numbers, longest, members, estimates)
+        longest = max(run.plan.window for run in members)
+        cost, survival = _offer(below, numbers, longest, [run.row for run in members], estimates)
         share = (len(members) - 1) / max(1, rows - 1)
         gained = 0.0
-        for row in members:
-            reach[row] = survival * (plans[row].window >= PLACES)
-            gained += float(reach[row] @ accepted[row, numbers[-1]])
+        for run in members:
+            offered = run.chance * survival * (run.plan.window >= PLACES)
+            reach[run.row] += offered
+            gained += float(offered @ accepted[run.row, numbers[-1]])
         catch_up = float(estimates.catch_up[numbers].sum()) * len(members) / rows
         tokens += gained
-        seconds += float(cost[1] + share * (cost[0] - cost[1])) + catch_up * tokens
+        chance = sum(run.chance for run in members) / len(members)
+        seconds += chance * float(cost[1] + share * (cost[0] - cost[1])) + catch_up * tokens
     return tokens, seconds + float(estimates.expected_seconds(Fed(reach)))
+
+
+class _Run(NamedTuple):
+    """A plan of one row, and the chance that it is run."""
+
+    row: int
+    plan: Plan
+    chance: float
+
+
+def _runs(plans: Sequence[Plan], estimates: Estimates) -> Iterator[_Run]:
+    """All plans; of those that look up first both alternatives. (What is looked up is found or not: that is in its offer.)"""
+    for row, plan in enumerate(plans):
+        if not plan.lookup_first:
+            yield _Run(row, plan, 1.0)
+            continue
+        lookup, drafts = plan.alternatives
+        level = lookup.levels[0]
+        hit = float(estimates.acceptance.hits[row, estimates.lower.index(level)]) if level in estimates.lower else 0.0
+        yield _Run(row, lookup, 1.0)
+        yield _Run(row, drafts, 1.0 - hit)
 
 
 def pays(seconds_per_token: float, estimates: Estimates, least: float) -> bool:
@@ -58,7 +82,7 @@ def pays(seconds_per_token: float, estimates: Estimates, least: float) -> bool:
 
 def least_gain(held: Sequence[Plan], others: Sequence[Plan]) -> float:
     """The gain that a switch must promise: more if levels change, for then the estimates of two chains differ."""
-    same = all(old.levels == new.levels for old, new in zip(held, others, strict=True))
+    same = all(old.route == new.route for old, new in zip(held, others, strict=True))
     return SAME_CHAIN_GAIN if same else OTHER_CHAIN_GAIN
 
 

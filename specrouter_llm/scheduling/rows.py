@@ -51,7 +51,10 @@ class RowMemory:
         for level in levels:
             self.seen[level] = num_tokens + seen.committed
             self.left_out.pop(level, None)
-        for level in planned.levels if planned is not None else ():
+        expected = planned.levels if planned is not None else ()
+        if planned is not None and planned.lookup_first:
+            expected = planned.alternatives[planned.levels[0] not in levels].levels
+        for level in expected:
             if level not in levels:
                 missed = self.left_out[level] = self.left_out.get(level, 0) + 1
                 if missed > PATIENCE + num_tokens // 32:
@@ -106,7 +109,7 @@ class RowBook:
     def switched(self, row_id: int, before: Plan, after: Plan, reason: str, gain: float) -> None:
         """Notes that a row's standing chain has changed."""
         row = self._rows.get(row_id)
-        if row is not None and before.levels != after.levels and len(row.switches) < MOST_SWITCHES:
+        if row is not None and before.route != after.route and len(row.switches) < MOST_SWITCHES:
             row.switches.append(RouteSwitch(row.generated, before.levels, after.levels, reason, gain))
 
     def switches(self, row_id: int) -> tuple[RouteSwitch, ...]:

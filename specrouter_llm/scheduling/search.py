@@ -94,7 +94,9 @@ class Search:
     def choice(self) -> StepChoice:
         """The best step. Plain decoding of every row is always among what is compared."""
         best = self._choice_alike()
-        for _ in range(PASSES if self._estimates.num_rows > 1 else 0):
+        if self._estimates.num_rows == 1:
+            return min((best, *filter(None, [self._either])), key=lambda choice: choice.seconds_per_token)
+        for _ in range(PASSES):
             theta = best.tokens / best.seconds
             aside, before = self._aside(theta), best
             for shares in self._all_shares(theta, aside):
@@ -141,7 +143,7 @@ class Search:
         return tokens, seconds / tokens
 
     def candidates(self) -> tuple[Candidate, ...]:
-        """Plain decoding and the best offer of each chain, best first."""
+        """Plain decoding, the best offer of each chain, and the best of what is looked up first, best first."""
         estimates = self._estimates
         plain = Candidate(Plan((estimates.target,)), estimates.plain_seconds / estimates.num_rows)
         ranked = self._ranked[:64]
@@ -150,7 +152,31 @@ class Search:
             Candidate(self._plan(int(number), int(self._table.window[number])), float(self._price[number]))
             for number in ranked[best]
         ]
+        if self._either is not None:
+            found.append(Candidate(self._either.plans[0], self._either.seconds_per_token))
         return tuple(sorted((plain, *found), key=lambda candidate: candidate.seconds_per_token))
+
+    @cached_property
+    def _either(self) -> StepChoice | None:
+        """The best of what one row may look up first, with the drafts of models where that finds nothing; of more rows none,
+        for they share one forward, and few would draft."""
+        estimates, table, lookups = self._estimates, self._table, self._lookup_offers
+        refused = int(np.bitwise_or.reduce(self._refused_levels)) | (1 << estimates.num_lookups) - 1
+        numbers = self._ranked[(table.members[self._ranked] & refused) == 0][:CANDIDATES]
+        if lookups is None or not len(numbers) or estimates.num_rows > 1:
+            return None
+        (reach,), _, (accepted,), cost = lookups
+        drafts, rise = table.taken(numbers), np.diff(estimates.costs.target)[1:]
+        missed = (1.0 - reach[:, 0])[:, None]
+        drafted = (drafts.survival * self._survival[0, drafts.level]).sum(axis=1)
+        tokens = 1.0 + accepted[:, None] + missed * drafted
+        seconds = missed * (drafts.seconds[:, 0] + drafts.survival @ rise) + (cost + reach @ rise)[:, None]
+        seconds += estimates.overhead + estimates.costs.target[1] + tokens * drafts.catch_up
+        first, other = np.unravel_index(np.argmin(seconds / tokens), tokens.shape)
+        level, window = divmod(int(first), len(LOOKUP_WINDOWS))
+        lookup = Plan((estimates.lower[level], estimates.target), (int(LOOKUP_WINDOWS[window]),), (1, 1))
+        plan = Plan.either(lookup, self._plan(int(numbers[other]), int(drafts.window[other])))
+        return StepChoice((plan,), float(tokens[first, other]), float(seconds[first, other]))
 
     # ---------------------------------------------------------------- each row for itself
 

@@ -176,15 +176,9 @@ class Simulator:
         begun = self._left if self._plain[1] > 1 and self.pool.ahead else 0.0
         hidden = self.pool.overhead if self._runs_ahead(plans) else 0.0
         proposals: list[list[int]] = [[] for _ in self.rows]
-        groups: dict[Plan, list[int]] = {}
-        for i, plan in enumerate(plans):
-            if plan.below is not None:
-                groups.setdefault(plan.below, []).append(i)
-        for below, members in groups.items():
-            wants = [min(plans[i].window, self.rows[i].remaining - 1) for i in members]
-            rows = [self.rows[i] for i in members]
-            for i, proposal in zip(members, run.propose(below, rows, [[] for _ in rows], wants), strict=True):
-                proposals[i] = proposal
+        self._draft(run, {i: plan.alternatives[0] for i, plan in enumerate(plans) if plan.lookup_first}, proposals)
+        plans = [p.alternatives[not found] if p.lookup_first else p for p, found in zip(plans, proposals, strict=True)]
+        self._draft(run, {i: plan for i, plan in enumerate(plans) if not proposals[i]}, proposals)
         empty: list[list[int]] = [[] for _ in self.rows]
         verified = run.verify(self.pool.target, self.rows, empty, proposals, [plan.below for plan in plans])
         observations = []
@@ -202,6 +196,17 @@ class Simulator:
         self._left = max(0.0, self.pool.models[self.pool.target].seconds(len(plans), 0) - self.pool.overhead)
         self.steps += 1
         return StepObservation(tuple(observations), tuple(run.log), spent + overhead)
+
+    def _draft(self, run: _Run, plans: Mapping[int, Plan], proposals: list[list[int]]) -> None:
+        groups: dict[Plan, list[int]] = {}
+        for i, plan in plans.items():
+            if plan.below is not None:
+                groups.setdefault(plan.below, []).append(i)
+        for below, members in groups.items():
+            wants = [min(plans[i].window, self.rows[i].remaining - 1) for i in members]
+            rows = [self.rows[i] for i in members]
+            for i, proposal in zip(members, run.propose(below, rows, [[] for _ in rows], wants), strict=True):
+                proposals[i] = proposal
 
     def _runs_ahead(self, plans: Sequence[Plan]) -> bool:
         """Whether the forward of this step was begun in the step before."""

@@ -48,7 +48,10 @@ class RandomPolicy:
             models = self._random.sample(["draft", "small", "middle"], self._random.randint(0, 3))
             below = [*self._random.choice([[], ["ngram"]]), *models]
             self.used.add(tuple(below))
-            plans.append(Plan.chain([*below, "target"], [self._random.randint(1, 6) for _ in below]))
+            plan = Plan.chain([*below, "target"], [self._random.randint(1, 6) for _ in below])
+            if models and below != models and self._random.random() < 0.5:
+                plan = Plan.either(Plan.chain(["ngram", "target"], plan.windows[:1]), plan.without(["ngram"]))
+            plans.append(plan)
         return plans
 
     def observe(self, observations):

@@ -182,6 +182,53 @@ def test_a_random_number_of_tokens_costs_its_expectation(rows):
     assert float(found.expected_seconds(Fed(np.zeros_like(reach)))) == pytest.approx(staircase(rows)[rows])
 
 
+def with_lookup(found, hit, stay, alpha, seconds=1e-4):
+    """The same with a model-free level below the models, at these rates."""
+    size = len(found.lower)
+    curves = np.concatenate([np.full((1, 2, MAX_WINDOW + 2), seconds), found.costs.curves])
+    drafting = np.concatenate([np.full((1, 2), seconds), found.costs.drafting])
+    seen, rows = found.acceptance, found.num_rows
+    pairs = np.concatenate([np.full((1, size + 1), 0.3), seen.pairs])
+    target = np.concatenate([np.full((rows, 1), alpha), seen.target], axis=1)
+    return replace(
+        found, lower=("lookup", *found.lower), num_lookups=1, costs=replace(found.costs, curves=curves, drafting=drafting),
+        acceptance=accepting(pairs, target, np.full((rows, 1), hit), np.full((rows, 1), stay)),
+        catch_up=np.zeros(size + 1), blocked=np.zeros((rows, size + 1)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_looked_up_first_is_priced_as_it_is_searched(seed):
+    """One row: no pair of a lookup and a drafter is much better than what is chosen, and both arithmetics agree."""
+    rng = random.Random(seed)
+    seen = with_lookup(estimates(rng, 3), rng.uniform(0.2, 0.8), rng.uniform(0.8, 0.99), rng.uniform(0.5, 0.95))
+    lookups = [Plan.chain(["lookup", "t"], [w]) for w in (1, 2, 4, 6, 8, 12, 16)]
+    drafts = [Plan.chain([name, "t"], [w]) for name in ("m0", "m1") for w in range(1, 17)]
+    pairs = [Plan.either(*each) for each in itertools.product(lookups, drafts)]
+    best = min(per_token([plan], seen) for plan in (*lookups, *drafts, *pairs, Plan(("t",))))
+    search = Search(seen)
+    choice = search.choice()
+    assert choice.seconds_per_token <= 1.03 * best
+    assert per_token(choice.plans, seen) == pytest.approx(choice.seconds_per_token, rel=0.02)
+    (told,) = [c for c in search.candidates() if c.plan.lookup_first]
+    assert per_token([told.plan], seen) == pytest.approx(told.seconds_per_token, rel=0.02)
+
+
+def test_no_pair_where_one_of_the_two_is_out_of_use():
+    """A lookup that finds nothing, or that a row cannot use; no drafter; more rows than one."""
+    seen = with_lookup(estimates(random.Random(3), 2), 0.5, 0.95, 0.9)
+    assert Search(seen).choice().plans[0].lookup_first
+    for blocked in ([[1.0, 0.0]], [[0.0, 1.0]]):
+        (plan,) = Search(replace(seen, blocked=np.array(blocked))).choice().plans
+        assert not plan.lookup_first
+    batch = with_lookup(estimates(random.Random(3), 2, rows=4), 0.5, 0.95, 0.9)
+    assert not any(plan.lookup_first for plan in Search(batch).choice().plans)
+    held = [Plan.either(Plan.chain(["lookup", "t"], [8]), Plan.chain(["m0", "t"], [4]))] * 4
+    tokens, seconds = price(held, batch)  # what a row held before others came has a price, too
+    assert 4 < tokens < 20
+    assert np.isfinite(seconds)
+
+
 @pytest.mark.parametrize("rows", [1, 8])
 def test_lookups_of_a_batch_are_priced_as_they_are_searched(rows):
     """One call serves all rows."""

@@ -62,6 +62,36 @@ def test_without_leaves_levels_out(names, expected):
     assert Plan.chain(["a", "b", "c"], [2, 6]).without(names) == expected
 
 
+LOOKUP, DRAFTS = Plan(("l", "t"), (8,), (1, 1)), Plan.chain(["a", "b", "t"], [2, 6])
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (set(), Plan.either(LOOKUP, DRAFTS)),
+        ({"l"}, DRAFTS),
+        ({"a"}, Plan.either(LOOKUP, Plan.chain(["b", "t"], [6]))),
+        ({"a", "b"}, LOOKUP),
+        ({"l", "b"}, Plan.chain(["a", "t"], [2])),
+        ({"l", "a", "b"}, Plan(("t",))),
+    ],
+)
+def test_of_two_alternatives_the_one_that_is_left(names, expected):
+    """What is looked up first goes, or the drafts do, or levels of them."""
+    assert Plan.either(LOOKUP, DRAFTS).without(names) == expected
+
+
+def test_two_alternatives_are_one_plan():
+    """It is another one than the chain through the same levels, and knows what it was made of."""
+    either, chain = Plan.either(LOOKUP, DRAFTS), Plan.chain(["l", "a", "b", "t"], [8, 2, 6])
+    assert either.levels == chain.levels
+    assert (either != chain, either.route != chain.route) == (True, True)
+    assert either.alternatives == either.runs == (LOOKUP, DRAFTS)
+    assert chain.runs == (chain,)
+    assert str(either) == "l[8] or a[2] > b[6] > t"
+    assert str(chain) == "l[8] > a[2] > b[6] > t"
+
+
 @pytest.mark.parametrize(
     ("levels", "windows", "text"),
     [
