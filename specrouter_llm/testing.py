@@ -23,6 +23,7 @@ class TableRunner:
 
     guarantee: Guarantee = "bitwise"
     token_sizes: Sequence[int] = ()
+    token_step = 0
     dtype = "float64"
 
     def __init__(self, name: str, table: Tensor, *, context_length: int = 4096) -> None:
@@ -51,6 +52,7 @@ class ContextRunner:
 
     guarantee: Guarantee = "bitwise"
     token_sizes: Sequence[int] = ()
+    token_step = 0
     dtype = "float64"
 
     def __init__(

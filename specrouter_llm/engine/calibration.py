@@ -235,10 +235,15 @@ def measure(
 def _sizes(runner: Runner) -> list[int]:
     """Numbers of tokens to measure, those first that matter most: what lies between them is interpolated.
 
-    Where a runner pads, costs may jump from size to size, so every size is one.
+    Where a runner pads, costs may jump from size to size, so every size is one. Where so many tokens share a pass, they jump
+    behind each pass: both sides of the first two.
     """
     first = [next((size for size in runner.token_sizes if size >= tokens), tokens) for tokens in _IN_ORDER]
-    return list(dict.fromkeys([*first, *(size for size in runner.token_sizes if size <= GRID[-1])]))
+    step = runner.token_step
+    jumps = [step, step + 1, 2 * step, 2 * step + 1] if step else []
+    return list(
+        dict.fromkeys(size for size in (*first, *jumps, *runner.token_sizes) if size <= GRID[-1] or size in first)
+    )
 
 
 def _contexts(runner: Runner) -> list[int]:

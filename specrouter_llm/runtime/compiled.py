@@ -71,6 +71,7 @@ class CompiledRunner:
         self.vocab_size: int = model.get_output_embeddings().out_features
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.token_sizes: Sequence[int] = ()
+        self.token_step = ROWS
         self._heads: int = config.num_attention_heads
         self._key_heads: int = config.num_key_value_heads
         self._head_dim: int = model.model.layers[0].self_attn.head_dim

@@ -91,6 +91,7 @@ class LeanRunner:
         check_parity(name, self.forward, inputs, expected, model.dtype)
         choose_padding(self.matrices, lambda: self.forward([Span(0, 0, [0], 1)]))
         self.token_sizes: Sequence[int] = row_sizes(self._kinds)
+        self.token_step = 0
         self.guarantee: Guarantee = "bitwise" if self._is_bitwise() else "near-tie"
         self._cache = SlotCache(len(self._layers), num_slots, context_length)
 

@@ -35,6 +35,8 @@ class Runner(Protocol):
     guarantee: Guarantee
     token_sizes: Sequence[int]
     """The numbers of tokens that forwards are padded to, rising, as far as decoding goes; empty if they are not padded."""
+    token_step: int
+    """So many tokens share one pass over the weights, and one more costs another; 0 where costs rise evenly or are padded."""
 
     def forward(self, spans: Sequence[Span]) -> Tensor:
         """Runs all spans in one pass; returns logits [sum of num_logits, V] in span order, float32 or float64.
@@ -83,6 +85,7 @@ class EagerRunner:
         self.vocab_size: int = model.get_output_embeddings().out_features
         self.guarantee: Guarantee = "near-tie"
         self.token_sizes: Sequence[int] = ()
+        self.token_step = 0
         self.dtype = str(model.dtype).removeprefix("torch.")
         self._model = model
         self._device = model.get_input_embeddings().weight.device

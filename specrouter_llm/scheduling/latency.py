@@ -386,11 +386,12 @@ def _fit(points: Sequence[tuple[float, int, float]], sizes: Sequence[int]) -> _C
     """base and slope at each number of tokens by least squares over its contexts; a padded number is its size."""
     points = [(_padded(n, sizes), c, s) for n, c, s in points]
     tokens = sorted({n for n, _, _ in points})
-    base, slope = [], []
+    base: list[float] = []
+    slope: list[float] = []
     for n in tokens:
         contexts = np.array([float(c) for m, c, _ in points if m == n])
         seconds = np.array([s for m, _, s in points if m == n])
-        rise = 0.0
+        rise = max(slope, default=0.0)  # what one context does not tell
         if np.ptp(contexts) > 0:
             centred = contexts - contexts.mean()
             rise = max(0.0, float(centred @ seconds) / float(centred @ centred))

@@ -26,7 +26,7 @@ from specrouter_llm.scheduling.similarity import MAX_WINDOW
 Ints = npt.NDArray[np.int64]
 
 ROUNDS = np.array([1, 2, 3, 4, 6, 8])
-LOOKUP_WINDOWS = np.array([1, 2, 4, 6, 8, 12, 16])
+LOOKUP_WINDOWS = np.array([1, 2, 4, 6, 8, 10, 12, 16])
 PLACES = np.arange(1, MAX_WINDOW + 1)
 MOST_LEVELS = 62
 """Below the target: a set of them is the bits of one whole number."""

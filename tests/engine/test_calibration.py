@@ -60,6 +60,15 @@ def test_every_padded_size_is_measured():
     assert {4, 12, 40, 48, 128} == {n for n, _, _ in samples}
 
 
+def test_both_sides_of_a_pass_are_measured():
+    """Between them the cost jumps; nothing beyond the grid is measured for it."""
+    runner = TableRunner("a", torch.zeros(8, 8))
+    for step, expected in ((11, {11, 12, 22, 23}), (40, {40, 41}), (0, set())):
+        runner.token_step = step
+        samples = measure({"a": runner}, seconds=5.0, progress=False).forwards["a"]
+        assert expected | set(GRID) == {n for n, _, _ in samples}
+
+
 def test_slow_models_share_the_time():
     """Whoever cannot be measured everywhere is measured at one token, and at the far end if there is time."""
     runners = {"slow": SlowRunner("slow", 0.02), "quick": SlowRunner("quick", 0.0)}

@@ -251,3 +251,12 @@ def test_forwards_beyond_the_last_node_are_news_too():
     for _ in range(10):
         model.observe(Forward("m", 32, 512, 3000, 2 * model.seconds("m", 512, 3000, 32)))
     assert model.moved
+
+
+def test_a_point_of_one_context_is_met():
+    """What the context costs is known from smaller numbers of tokens, and is not counted twice."""
+    points = [(1, 65, 0.010), (1, 961, 0.019), (11, 75, 0.020), (12, 76, 0.025)]
+    model = LatencyModel.fit({"m": points}, overhead=0.0)
+    for tokens, context, seconds in points:
+        assert model.seconds("m", tokens, context) == pytest.approx(seconds, rel=1e-6)
+    assert model.seconds("m", 12, 960) > model.seconds("m", 11, 960) + 0.004
