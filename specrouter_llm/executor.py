@@ -23,7 +23,7 @@ from specrouter_llm.errors import ModelFailure, NumericalError, RequestFailedErr
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.sampling.constraint import ENDED
 from specrouter_llm.scheduling.evidence import InnerProposal, scores_of
-from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.scheduling.plan import Plan, rows_by_chain
 from specrouter_llm.scheduling.policy import Forward, Score, Trial
 from specrouter_llm.state.manager import StateManager
 from specrouter_llm.state.row import Row
@@ -173,7 +173,7 @@ class _StepRun:
 
     def _draft(self, rows: Sequence[Row], plans: Mapping[int, Plan], proposals: list[list[int]]) -> None:
         """Fills in the proposals of the rows that have a plan, group by group."""
-        for below, members in _groups(plans).items():
+        for below, members in rows_by_chain(plans).items():
             wants = [min(plans[i].window, rows[i].remaining - 1) for i in members]
             found = self.propose(below, [rows[i] for i in members], [[] for _ in members], wants)
             for i, proposal in zip(members, found, strict=True):
@@ -279,15 +279,6 @@ class _StepRun:
         logits = verification.logits if row.sampler.params.logprobs else None
         scores = (*self.scores[row.slot], *scores_of(self.inner[row.slot], verification.token_ids))
         return RowOutcome(row, plan, verification.token_ids, trials, scores, logits)
-
-
-def _groups(plans: Mapping[int, Plan]) -> dict[Plan, list[int]]:
-    """Rows by the chain below the target; rows without one propose nothing."""
-    groups: dict[Plan, list[int]] = {}
-    for i, plan in plans.items():
-        if plan.below is not None:
-            groups.setdefault(plan.below, []).append(i)
-    return groups
 
 
 def _forced(row: Row, hypothesis: Sequence[int], want: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from specrouter_llm.errors import InvalidParameterError
@@ -98,3 +98,12 @@ class Plan:
             return Plan.either(lookup, drafts) if both else lookup if drafts.below is None else drafts
         kept = [i for i, level in enumerate(self.levels[:-1]) if level not in names]
         return Plan.chain([*(self.levels[i] for i in kept), self.top], [self.windows[i] for i in kept])
+
+
+def rows_by_chain(plans: Mapping[int, Plan]) -> dict[Plan, list[int]]:
+    """The numbers of the rows by the chain below their target; rows without one propose nothing."""
+    groups: dict[Plan, list[int]] = {}
+    for row, plan in plans.items():
+        if plan.below is not None:
+            groups.setdefault(plan.below, []).append(row)
+    return groups

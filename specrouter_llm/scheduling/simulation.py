@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from specrouter_llm.scheduling.evidence import MOST_SCORED, InnerProposal, num_scored, scores_of
-from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.scheduling.plan import Plan, rows_by_chain
 from specrouter_llm.scheduling.policy import (
     Forward,
     Policy,
@@ -198,11 +198,7 @@ class Simulator:
         return StepObservation(tuple(observations), tuple(run.log), spent + overhead)
 
     def _draft(self, run: _Run, plans: Mapping[int, Plan], proposals: list[list[int]]) -> None:
-        groups: dict[Plan, list[int]] = {}
-        for i, plan in plans.items():
-            if plan.below is not None:
-                groups.setdefault(plan.below, []).append(i)
-        for below, members in groups.items():
+        for below, members in rows_by_chain(plans).items():
             wants = [min(plans[i].window, self.rows[i].remaining - 1) for i in members]
             rows = [self.rows[i] for i in members]
             for i, proposal in zip(members, run.propose(below, rows, [[] for _ in rows], wants), strict=True):
