@@ -7,8 +7,8 @@ at least k of it with chance S[k] alpha^k and adds one token of its own, so
     seconds of a round = seconds(offer) + V(1) + sum_k S[k] (V(k + 1) - V(k))      yield Y:  P(Y > k) = S[k] alpha^k
 
 and r rounds bring the sum of r yields; for a lowest model, which drafts w tokens in w forwards, S is 1 up to w. Since alpha
-depends on the pair only, the best offers of a level do not depend on what lies above it: each level keeps the cheapest
-offer of each expected length, as the target would see it.
+depends on the pair only, what an offer brings does not depend on what lies above it: each level keeps of each expected
+length the offer that would be best if the target came next.
 
 Acceptances are taken as independent but for one thing, without which long rounds look worse than they are: tokens that a
 middle level has accepted from below are likelier to be right than those of its own (see `Agreement`). So an offer carries
@@ -156,7 +156,7 @@ class Offers:
 
     @property
     def worth(self) -> Array:
-        """[K, MAX_WINDOW] the same, by how much likelier these tokens are to be right than the level's tokens are as a rule."""
+        """[K, MAX_WINDOW] what the level's rate alpha^k is multiplied by for the chance that the target accepts so many."""
         return self.values[:, 3 + MAX_WINDOW :]
 
     def chain(self, number: int) -> Chain:
@@ -281,6 +281,14 @@ def rounds_of(cost: Array, yields: Array, right: tuple[Array, Array], counts: In
     return cost * begun[counts - 1][:, :, None], np.minimum(found[:, :size], 1.0), found[:, size:]
 
 
+def worth_of(level: int, survival: Array, accepted: Array, estimates: Estimates) -> Array:
+    """[..., MAX_WINDOW] of a level's offers. What is accepted has been offered, and the level's own choices up to there are
+    right: no row's chance is above either."""
+    alpha = float(estimates.acceptance.target[:, level].mean())
+    most = np.minimum(survival / estimates.acceptance.target_survival[:, level].max(axis=0), 1.0)
+    return np.asarray(np.minimum(accepted / alpha**PLACES, most))
+
+
 def _verified_offers(level: int, estimates: Estimates, below: Offers) -> Offers | None:
     """Rounds of a model over the offers below it, as far as they beat its drafting alone."""
     cost, yields = round_of(level, below, estimates)
@@ -299,7 +307,7 @@ def _verified_offers(level: int, estimates: Estimates, below: Offers) -> Offers 
         level=level,
         seconds=seconds.reshape(-1, 2),
         survival=survival.reshape(-1, MAX_WINDOW),
-        worth=(accepted / estimates.acceptance.fair[level]).reshape(-1, MAX_WINDOW),
+        worth=worth_of(level, survival, accepted, estimates).reshape(-1, MAX_WINDOW),
         window=np.minimum(MAX_WINDOW, rounds * (below.window[sub] + 1)),
         rounds=rounds,
         catch_up=below.catch_up[sub] + estimates.catch_up[level],
@@ -311,7 +319,7 @@ def _verified_offers(level: int, estimates: Estimates, below: Offers) -> Offers 
 def _cheapest(offers: Offers, estimates: Estimates) -> Offers:
     """Of one level: for each expected length the offer with which the target would take the least seconds per token."""
     mean = offers.survival.sum(axis=1)
-    accepted = offers.worth @ estimates.acceptance.fair[offers.level[0]]
+    accepted = offers.worth @ estimates.acceptance.target_survival[:, offers.level[0]].mean(axis=0)
     price = _step_price(offers.seconds[:, 0], mean, accepted, estimates)
     return offers.taken(_first_of_each(np.rint(mean).astype(np.int64), price))
 

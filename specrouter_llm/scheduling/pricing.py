@@ -12,7 +12,7 @@ import numpy as np
 
 from specrouter_llm.scheduling.counts import Array
 from specrouter_llm.scheduling.estimates import Estimates, Fed
-from specrouter_llm.scheduling.offers import PLACES, Offers, right_of, round_of, rounds_of
+from specrouter_llm.scheduling.offers import PLACES, Offers, right_of, round_of, rounds_of, worth_of
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.similarity import MAX_WINDOW
 
@@ -46,7 +46,7 @@ def price(plans: Sequence[Plan], estimates: Estimates) -> tuple[float, float]:
         for run in members:
             within = run.chance * (run.plan.window >= PLACES)
             reach[run.row] += within * survival
-            gained += float(within @ np.minimum(worth * accepted[run.row, numbers[-1]], survival))
+            gained += float((within * worth) @ accepted[run.row, numbers[-1]])
         catch_up = float(estimates.catch_up[numbers].sum()) * len(members) / rows
         tokens += gained
         chance = sum(run.chance for run in members) / len(members)
@@ -123,5 +123,5 @@ def _offer(
             right = right_of(number, sub, yields, estimates)
             seconds, reached, accepted = rounds_of(each, yields, right, rounds)
             cost, survival = seconds[0, 0], within * reached[0, 0]
-            worth = within * accepted[0, 0] / estimates.acceptance.fair[number]
+            worth = within * worth_of(number, reached[0, 0], accepted[0, 0], estimates)
     return cost, survival, worth

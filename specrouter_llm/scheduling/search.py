@@ -132,7 +132,7 @@ class Search:
         rows = estimates.num_rows
         if not len(table):
             return np.zeros(0), np.zeros(0)
-        accepted = (table.worth * estimates.acceptance.fair[table.level]).sum(axis=1) * rows
+        accepted = (table.worth * self._survival.sum(axis=0)[table.level]).sum(axis=1)
         tokens = rows + accepted
         seconds = (
             estimates.overhead
@@ -193,7 +193,7 @@ class Search:
     def _accepted(self) -> Array:
         """[R, C, MAX_WINDOW] chance that a row takes and the target accepts at least so many tokens of an offer."""
         offers = self._offers
-        return np.minimum(offers.worth * self._survival[:, offers.level], offers.survival)
+        return np.asarray(offers.worth * self._survival[:, offers.level])
 
     @cached_property
     def _lookup_offers(self) -> tuple[Array, Array, Array, Array] | None:

@@ -20,9 +20,10 @@ counts of the pair itself outweigh it.
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -117,11 +118,6 @@ class Acceptance:
         """[L, M - 1, MAX_WINDOW + 1]: chance that the target accepts k = 0, 1, ... tokens that both levels agree on."""
         return np.asarray(self.agreed[:, :, None] ** np.arange(MAX_WINDOW + 1))
 
-    @cached_property
-    def fair(self) -> Array:
-        """[L, MAX_WINDOW]: the mean of that over the rows."""
-        return np.asarray(self.target_survival.mean(axis=0))
-
 
 def _survival(alpha: Array, tilts: Array) -> Array:
     first, other = np.clip(alpha + tilts, LEAST_ALPHA, 1 - LEAST_ALPHA)
@@ -154,7 +150,9 @@ class Similarity:
         self._workload: dict[int, _Evidence] = {}
         self._places: dict[int, tuple[Counts, Counts]] = {}
         """By regime: matches of the first token of a proposal, and of others behind accepted ones."""
-        self._agreement: dict[int, Agreement] = {}
+        self._agreement: defaultdict[int, Agreement] = defaultdict(
+            partial(Agreement, len(self.lower), len(self.models), self._num_lookups, WORKLOAD_MEMORY)
+        )
         self._rows: dict[int, tuple[int, _Evidence]] = {}
         self._faded = 0
         self.moved = False
@@ -180,7 +178,6 @@ class Similarity:
             found = self._workload[bucket] = self._new(WORKLOAD_MEMORY)
             shape = (len(self.lower), len(self.models))
             self._places[bucket] = Counts(shape, WORKLOAD_MEMORY), Counts(shape, WORKLOAD_MEMORY)
-            self._agreement[bucket] = Agreement(*shape, self._num_lookups, WORKLOAD_MEMORY)
         return found
 
     def _evidence(self, row_id: int, bucket: int) -> _Evidence:
@@ -340,7 +337,7 @@ class Similarity:
         every_tilt = np.array([tilts[bucket] for bucket in buckets])
         lengths = self._lookup_tables(buckets, own)
         pairs = every.mean(axis=0)
-        agreed = {bucket: self._agreed(bucket, pairs) for bucket in set(buckets)}
+        agreed = {bucket: self._agreement[bucket].rates(pairs) for bucket in set(buckets)}
         return Acceptance(
             pairs=pairs,
             target=every[:, :, -1],
@@ -350,10 +347,6 @@ class Similarity:
             stays=lengths[:, :, 1],
             agreed=np.mean([agreed[bucket] for bucket in buckets], axis=0),
         )
-
-    def _agreed(self, bucket: int, pairs: Array) -> Array:
-        self._shared(bucket)
-        return self._agreement[bucket].rates(pairs)
 
     def _tilts(self, bucket: int) -> Array:
         """[2, L, M]: how far the first token of a proposal, and the others, are from all of them, shrunk towards 0."""

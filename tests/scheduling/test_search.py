@@ -248,6 +248,49 @@ def draw(rng, seen, low, high, rounds):
     return len(right), next((i for i, each in enumerate(right) if not each), len(right))
 
 
+def tilted(seen, rng):
+    """The same with places of a proposal that differ."""
+    acceptance = seen.acceptance
+    tilts = [np.array([rng.uniform(-0.15, 0.05), rng.uniform(-0.05, 0.1)]) for _ in range(2)]
+    pairs, target = np.zeros((2, *acceptance.pairs.shape)), np.zeros((2, *acceptance.target.shape))
+    pairs += tilts[0][:, None, None]
+    target += tilts[1][:, None, None]
+    return replace(seen, acceptance=replace(acceptance, pair_tilts=pairs, target_tilts=target))
+
+
+def verified(rng, rows):
+    """Some latencies and acceptances where it pays to verify what is looked up."""
+    seen = with_lookup(estimates(rng, 4, rows), 0.7, 0.9, 0.6)
+    seen.acceptance.pairs[0] = 0.7
+    return seen
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("seed", range(10))
+def test_agreement_that_says_nothing_changes_nothing(seed, rows):
+    """Where what is agreed on is as often right as the rest, whatever rows and places: survival and worth are the same."""
+    rng = random.Random(seed)
+    table = Search(tilted(verified(rng, rows), rng))._table
+    assert (table.rounds[table.sub >= 0] > 1).any()
+    assert table.worth == pytest.approx(table.survival)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_no_more_is_accepted_than_is_offered_or_right(rows):
+    """By no row, whatever is agreed on."""
+    apart = 0
+    for seed in range(30):
+        rng = random.Random(seed)
+        search = Search(agreeing(tilted(verified(rng, rows), rng), rng))
+        table = search._table
+        apart += bool((abs(table.worth - table.survival) > 0.05).any())
+        assert table.worth.min() >= 0
+        for own in search._survival:
+            accepted = table.worth * own[table.level]
+            assert (accepted <= np.minimum(table.survival, own[table.level]) * (1 + 1e-9)).all()
+    assert apart > 20
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_what_two_levels_agree_on_is_priced_as_it_falls(seed):
     """Against the mean of many offers that are drawn."""
