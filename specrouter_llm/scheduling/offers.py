@@ -297,9 +297,10 @@ def _verified_offers(level: int, estimates: Estimates, below: Offers) -> Offers 
     if not len(useful):
         return None
     right, whole = right_of(level, below.taken(useful), yields[useful], estimates)
-    price = _step_price(cost[useful, 0], mean[useful], right.sum(axis=1), estimates)
     length = np.searchsorted((1.5, 2.5, 3.5, 5.5, 8.5, 12.5), mean[useful])
-    first = _first_of_each(length, price)
+    alone = _step_price(cost[useful, 0], mean[useful], right.sum(axis=1), estimates)
+    often = cost[useful, 0] / mean[useful]
+    first = np.union1d(_first_of_each(length, alone), _first_of_each(length, often))  # one round, and many
     best = useful[first]
     seconds, survival, accepted = rounds_of(cost[best], yields[best], (right[first], whole[first]), ROUNDS)
     sub, rounds = np.tile(best, len(ROUNDS)), np.repeat(ROUNDS, len(best))
