@@ -329,14 +329,16 @@ class AdaptivePolicy:
     def _promising(
         self, rows: Sequence[RowView], standing: Decision, estimates: Estimates, place: int
     ) -> Decision | None:
-        """The shortest chain for one row that beats the standing plans at optimistic estimates and may be tried. Optimism adds
-        up along a chain, and so do models that must catch up: short ones tell more for less."""
+        """A chain for one row that beats the standing plans at optimistic estimates and may be tried, of few models if there
+        is one: optimism adds up along a chain, and so do models that must catch up. (Lookups tell most below a model.)"""
         tokens, seconds = price(standing.standing, estimates)
         pace = seconds / tokens
         optimism = CHANGED_OPTIMISM if self._prober.eager(self._step) else OPTIMISM
         candidates = Search(self._estimates(rows, optimism)).candidates()
         found = [each for each in candidates if each.seconds_per_token < (1 - OTHER_CHAIN_GAIN) * pace]
-        for one in sorted(found[:PROBE_CANDIDATES], key=lambda each: len(each.plan.levels)):
+        for one in sorted(
+            found[:PROBE_CANDIDATES], key=lambda each: len({*each.plan.levels[:-2]} - {*self._proposers})
+        ):
             decision = self._trial(rows, standing, estimates, place, one.plan, pace, pace - one.seconds_per_token)
             if decision is not None:
                 return decision
