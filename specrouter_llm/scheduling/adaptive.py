@@ -335,10 +335,8 @@ class AdaptivePolicy:
         pace = seconds / tokens
         optimism = CHANGED_OPTIMISM if self._prober.eager(self._step) else OPTIMISM
         candidates = Search(self._estimates(rows, optimism)).candidates()
-        found = [each for each in candidates if each.seconds_per_token < (1 - OTHER_CHAIN_GAIN) * pace]
-        for one in sorted(
-            found[:PROBE_CANDIDATES], key=lambda each: len({*each.plan.levels[:-2]} - {*self._proposers})
-        ):
+        found = [one for one in candidates if one.seconds_per_token < (1 - OTHER_CHAIN_GAIN) * pace][:PROBE_CANDIDATES]
+        for one in sorted(found, key=lambda one: len({*one.plan.levels[:-2]} - {*self._proposers})):
             decision = self._trial(rows, standing, estimates, place, one.plan, pace, pace - one.seconds_per_token)
             if decision is not None:
                 return decision
