@@ -2,9 +2,9 @@
 
 A middle level offers what it has accepted from the level below it and now and then a token of its own. Where two levels
 agree they are right more often than either of them is. With a and b the shares of places in which they are right, and c in
-which they agree, both are right in at least a b of all places if easy places are easy for both, and at most in min(a, b, c).
-The middle of the two, over c, is the prior; what was counted outweighs it. Where the middle level does not agree it
-is right as often as makes its rate b altogether.
+which they agree, both are right in a b of all places if their mistakes are independent, and at most in min(a, b, c). Over
+c, and no less than b, that is the prior: of levels that nobody has seen it says nothing. What was counted outweighs it.
+Where the middle level does not agree it is right as often as makes its rate b altogether.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Agreement:
         lower, agree = pairs[:, -1:], pairs[:, :-1]
         middle = pairs[None, self._num_lookups :, -1]
         most = np.minimum(np.minimum(lower, middle), agree)
-        prior = (np.minimum(lower * middle, most) + most) / 2 / agree
+        prior = np.minimum(np.maximum(lower * middle / agree, middle), most / agree)
         rates = (self.counts.hits + STRENGTH * prior) / (self.counts.total + STRENGTH)
         least = (middle + agree - 1) / agree  # else it would have to be right more than always where they do not agree
         return np.asarray(np.minimum(np.maximum(rates, least), np.minimum(middle / agree, 1.0)))

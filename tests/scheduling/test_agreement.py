@@ -28,14 +28,19 @@ def test_a_rate_leaves_a_rate_where_they_do_not_agree(lower, middle, agree, righ
 
 
 @given(st.lists(st.integers(1, 100), min_size=4, max_size=4), st.integers(1, 100))
-def test_the_prior_lies_between_independent_mistakes_and_none_in_common(counts, both_right):
-    """Of a joint table of who is right, with mistakes that never agree: what is agreed on is right."""
+def test_the_prior_is_that_of_independent_mistakes(counts, both_right):
+    """Of a joint table of who is right, with mistakes that never agree; no less than what the middle level says by itself."""
     lower_only, middle_only, neither, _ = counts
     total = lower_only + middle_only + neither + both_right
     lower, middle, agree = (lower_only + both_right) / total, (middle_only + both_right) / total, both_right / total
     rate = Agreement(2, 2, 1, MEMORY).rates(np.array([[agree, lower], [0.5, middle]]))[0, 0]
-    independent = min(lower * middle / agree, 1.0)
-    assert min(1.0, (1.0 + independent) / 2) - 1e-9 <= rate <= 1 + 1e-9
+    assert rate == pytest.approx(min(max(lower * middle / agree, middle), 1.0))
+
+
+def test_of_levels_that_nobody_has_seen_agreement_says_nothing():
+    """Else chains of unknown levels would look better than what they are made of."""
+    seen = Similarity(["a", "b", "target"], ["ngram"]).acceptance([(0, 0)])
+    assert seen.agreed == pytest.approx(seen.target[0, 1:] * np.ones((3, 1)))
 
 
 @pytest.mark.parametrize(
