@@ -37,7 +37,7 @@ TOGETHER = 4
 OPTIMISM, CHANGED_OPTIMISM = 1.5, 2.5
 """Standard errors above the estimate at which idle chains are looked at for a probe: as a rule, and after a change."""
 NEW_ROW = "a row has come"
-PROBE_CANDIDATES = 16
+PROBE_CANDIDATES = 8
 ROUTINE_ALPHA = 0.95
 """A level that has long been idle is tried now and then if at this acceptance it would be the best."""
 
@@ -329,15 +329,15 @@ class AdaptivePolicy:
     def _promising(
         self, rows: Sequence[RowView], standing: Decision, estimates: Estimates, place: int
     ) -> Decision | None:
-        """A chain for one row that beats the standing plans at optimistic estimates and may be tried, of few models if there
-        is one: optimism adds up along a chain, and so do models that must catch up. (Lookups tell most below a model.)"""
+        """The best chain for one row, at optimistic estimates, that beats the standing plans and that may be tried."""
         tokens, seconds = price(standing.standing, estimates)
         pace = seconds / tokens
         optimism = CHANGED_OPTIMISM if self._prober.eager(self._step) else OPTIMISM
-        candidates = Search(self._estimates(rows, optimism)).candidates()
-        found = [one for one in candidates if one.seconds_per_token < (1 - OTHER_CHAIN_GAIN) * pace][:PROBE_CANDIDATES]
-        for one in sorted(found, key=lambda one: len({*one.plan.levels[:-2]} - {*self._proposers})):
-            decision = self._trial(rows, standing, estimates, place, one.plan, pace, pace - one.seconds_per_token)
+        for candidate in Search(self._estimates(rows, optimism)).candidates()[:PROBE_CANDIDATES]:
+            hope = pace - candidate.seconds_per_token
+            if hope <= OTHER_CHAIN_GAIN * pace:
+                break
+            decision = self._trial(rows, standing, estimates, place, candidate.plan, pace, hope)
             if decision is not None:
                 return decision
         for level in self._similarity.idle(rows[place].row_id, self._step):
