@@ -255,7 +255,8 @@ class _StepRun:
                 trial = Trial(below.top, model, verification.num_proposed, verification.num_accepted)
                 self.trials[row.slot].append(trial)
                 if not final and not hypothesis:
-                    self.inner[row.slot].append(InnerProposal(below.top, proposal))
+                    inner = InnerProposal(below.top, proposal, model, verification.num_accepted)
+                    self.inner[row.slot].append(inner)
             if verification.score is not None and not final:
                 self.scores[row.slot].append(verification.score)
             if verification.failed and not final:

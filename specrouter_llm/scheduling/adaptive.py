@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from specrouter_llm.scheduling.offers import MOST_LEVELS
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import Forward, Reasons, RowObservation, RowView, StepObservation
 from specrouter_llm.scheduling.pricing import OTHER_CHAIN_GAIN, PLAIN_GAIN, best_draft, least_gain, pays, price
-from specrouter_llm.scheduling.probing import CHANGE_LOAN, FIRST_LOAN, PROBE_WINDOW, PlainTrials, Prober
+from specrouter_llm.scheduling.probing import CHANGE_LOAN, FIRST_LOAN, PROBE_WINDOW, PlainTrials, Prober, most_telling
 from specrouter_llm.scheduling.rows import RowBook
 from specrouter_llm.scheduling.search import Search, StepChoice
 from specrouter_llm.scheduling.similarity import Similarity, regime
@@ -37,7 +37,6 @@ TOGETHER = 4
 OPTIMISM, CHANGED_OPTIMISM = 1.5, 2.5
 """Standard errors above the estimate at which idle chains are looked at for a probe: as a rule, and after a change."""
 NEW_ROW = "a row has come"
-PROBE_CANDIDATES = 8
 ROUTINE_ALPHA = 0.95
 """A level that has long been idle is tried now and then if at this acceptance it would be the best."""
 
@@ -329,24 +328,25 @@ class AdaptivePolicy:
     def _promising(
         self, rows: Sequence[RowView], standing: Decision, estimates: Estimates, place: int
     ) -> Decision | None:
-        """The best chain for one row, at optimistic estimates, that beats the standing plans and that may be tried."""
+        """The first chain worth a try for which there is budget, for one row."""
         tokens, seconds = price(standing.standing, estimates)
         pace = seconds / tokens
-        optimism = CHANGED_OPTIMISM if self._prober.eager(self._step) else OPTIMISM
-        for candidate in Search(self._estimates(rows, optimism)).candidates()[:PROBE_CANDIDATES]:
-            hope = pace - candidate.seconds_per_token
-            if hope <= OTHER_CHAIN_GAIN * pace:
-                break
-            decision = self._trial(rows, standing, estimates, place, candidate.plan, pace, hope)
-            if decision is not None:
+        for plan, hope in self._worth_a_try(rows, regime(rows[place].temperature), estimates, pace):
+            if (decision := self._trial(rows, standing, estimates, place, plan, pace, hope)) is not None:
                 return decision
-        for level in self._similarity.idle(rows[place].row_id, self._step):
-            if best_draft(estimates, level, ROUTINE_ALPHA) < pace:
-                plan = Plan.chain([estimates.lower[level], self._target], [PROBE_WINDOW])
-                decision = self._trial(rows, standing, estimates, place, plan, pace, 0.0)
-                if decision is not None:
-                    return decision
         return None
+
+    def _worth_a_try(
+        self, rows: Sequence[RowView], bucket: int, estimates: Estimates, pace: float
+    ) -> Iterator[tuple[Plan, float]]:
+        """Chains that would win at optimistic estimates, with the seconds per token to be hoped for; then idle levels."""
+        optimism = CHANGED_OPTIMISM if self._prober.eager(self._step) else OPTIMISM
+        found = Search(self._estimates(rows, optimism)).candidates(below=(1 - OTHER_CHAIN_GAIN) * pace)
+        for one in most_telling(found, self._similarity.known(bucket), self._models):
+            yield one.plan, pace - one.seconds_per_token
+        for level in self._similarity.idle(bucket, self._step):
+            if best_draft(estimates, level, ROUTINE_ALPHA) < pace:
+                yield Plan.chain([estimates.lower[level], self._target], [PROBE_WINDOW]), 0.0
 
     def _trial(
         self,

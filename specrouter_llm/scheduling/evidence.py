@@ -31,17 +31,22 @@ class InnerProposal(NamedTuple):
 
     level: str
     token_ids: Sequence[int]
+    upper: str
+    accepted: int
+    """Tokens that the middle level would have chosen, too."""
 
 
 def scores_of(proposals: Iterable[InnerProposal], committed: Sequence[int]) -> tuple[Score, ...]:
-    """How often the levels would have been right had they drafted for the target: each token up to the first wrong one.
+    """How often the levels would have been right had they drafted for the target: each token up to the first wrong one;
+    and the same of those that the middle level agreed on.
 
     Where the known part ends, after `committed`, does not depend on what a level says there, so no count is biased.
     """
     found = []
-    for level, token_ids in proposals:
-        known = committed[: len(token_ids)]
-        matched = next((i for i, (a, b) in enumerate(zip(token_ids, known, strict=False)) if a != b), len(known))
-        if known:
-            found.append(Score(level, matched + (matched < len(known)), matched))
+    for level, token_ids, upper, accepted in proposals:
+        for some, agreed in ((token_ids, ""), (token_ids[:accepted], upper)):
+            known = committed[: len(some)]
+            matched = next((i for i, (a, b) in enumerate(zip(some, known, strict=False)) if a != b), len(known))
+            if known:
+                found.append(Score(level, matched + (matched < len(known)), matched, agreed))
     return tuple(found)

@@ -6,9 +6,13 @@ at least k of it with chance S[k] alpha^k and adds one token of its own, so
 
     seconds of a round = seconds(offer) + V(1) + sum_k S[k] (V(k + 1) - V(k))      yield Y:  P(Y > k) = S[k] alpha^k
 
-and r rounds bring the sum of r yields. This is exact where acceptances are independent; for a lowest model, which
-drafts w tokens in w forwards, S is 1 up to w. Since alpha depends on the pair only, the best offers of a level do not
-depend on what lies above it: each level keeps the cheapest offer of each expected length.
+and r rounds bring the sum of r yields; for a lowest model, which drafts w tokens in w forwards, S is 1 up to w. Since alpha
+depends on the pair only, what an offer brings does not depend on what lies above it: each level keeps of each expected
+length the offer that would be best if the target came next.
+
+Acceptances are taken as independent but for one thing, without which long rounds look worse than they are: tokens that a
+middle level has accepted from below are likelier to be right than those of its own (see `Agreement`). So an offer carries
+a second survival, its worth W: the target accepts at least k of its tokens with chance W[k] alpha^k.
 """
 
 from __future__ import annotations
@@ -31,8 +35,9 @@ PLACES = np.arange(1, MAX_WINDOW + 1)
 MOST_LEVELS = 62
 """Below the target: a set of them is the bits of one whole number."""
 _OWN_SURVIVAL = np.tril(np.ones((MAX_WINDOW, MAX_WINDOW)))
-_SHIFT = np.maximum(np.arange(MAX_WINDOW)[None, :] - np.arange(MAX_WINDOW)[:, None], 0)
-_FORWARD = np.triu(np.ones((MAX_WINDOW, MAX_WINDOW)))
+_LATER = np.arange(MAX_WINDOW)[None, :] - np.arange(MAX_WINDOW)[:, None]
+_SHIFT = np.where(_LATER < 0, MAX_WINDOW, _LATER)
+"""[s, t] t - s, of which 16 stands for less than nothing."""
 WITHIN = (LOOKUP_WINDOWS[:, None] >= PLACES).astype(np.float64)
 _NO_SUB = -1
 
@@ -53,7 +58,7 @@ class Offers:
     numbers: Ints
     """[K, 5]"""
     values: Array
-    """[K, 3 + MAX_WINDOW]"""
+    """[K, 3 + 2 MAX_WINDOW]"""
 
     @classmethod
     def of(
@@ -62,6 +67,7 @@ class Offers:
         level: int,
         seconds: Array,
         survival: Array,
+        worth: Array,
         window: Ints,
         rounds: Ints | int,
         catch_up: Array | float,
@@ -70,15 +76,31 @@ class Offers:
     ) -> Offers:
         """K offers of one level; see the properties for what is what."""
         numbers = np.empty((len(seconds), 5), np.int64)
-        values = np.empty((len(seconds), 3 + MAX_WINDOW))
+        values = np.empty((len(seconds), 3 + 2 * MAX_WINDOW))
         numbers[:, 0], numbers[:, 1], numbers[:, 2], numbers[:, 3], numbers[:, 4] = level, window, rounds, sub, members
-        values[:, :2], values[:, 2], values[:, 3:] = seconds, catch_up, survival
+        values[:, :2], values[:, 2] = seconds, catch_up
+        values[:, 3 : 3 + MAX_WINDOW], values[:, 3 + MAX_WINDOW :] = survival, worth
         return cls(numbers, values)
 
     @classmethod
     def none(cls) -> Offers:
         """No offer at all."""
-        return cls(np.zeros((0, 5), np.int64), np.zeros((0, 3 + MAX_WINDOW)))
+        return cls(np.zeros((0, 5), np.int64), np.zeros((0, 3 + 2 * MAX_WINDOW)))
+
+    @classmethod
+    def single(cls, level: int, seconds: Array, survival: Array) -> Offers:
+        """One offer to a level above, whatever its chain: [2] seconds and [MAX_WINDOW] survival."""
+        return cls.of(
+            level=level,
+            seconds=seconds[None],
+            survival=survival[None],
+            worth=survival[None],
+            window=np.array([MAX_WINDOW]),
+            rounds=1,
+            catch_up=0.0,
+            sub=_NO_SUB,
+            members=1 << level,
+        )
 
     @classmethod
     def joined(cls, parts: Sequence[Offers]) -> Offers:
@@ -130,7 +152,12 @@ class Offers:
     @property
     def survival(self) -> Array:
         """[K, MAX_WINDOW] chance of at least so many tokens."""
-        return self.values[:, 3:]
+        return self.values[:, 3 : 3 + MAX_WINDOW]
+
+    @property
+    def worth(self) -> Array:
+        """[K, MAX_WINDOW] what the level's rate alpha^k is multiplied by for the chance that the target accepts so many."""
+        return self.values[:, 3 + MAX_WINDOW :]
 
     def chain(self, number: int) -> Chain:
         """The sub-chain behind an offer of the whole table."""
@@ -148,18 +175,15 @@ class Offers:
 def all_offers(estimates: Estimates) -> Offers:
     """The table: the best offers of every level, model-free ones first, then model by model from the smallest."""
     parts = [lookup_offers(level, estimates) for level in range(estimates.num_lookups)]
-    powers = estimates.acceptance.pair_survival
-    middle = _middle_levels(estimates, powers[:, -1])
+    middle = _middle_levels(estimates, estimates.acceptance.pair_survival[:, -1])
     for level in range(estimates.num_lookups, len(estimates.lower)):
-        curve = estimates.costs.curves[level]
-        if not np.isfinite(curve[0, 1]):
+        if not np.isfinite(estimates.costs.curves[level, 0, 1]):
             continue
         offers = own_offers(level, estimates)
         if parts and middle[level]:
-            column = level - estimates.num_lookups
-            verified = _verified_offers(level, curve, powers[:, column], estimates, Offers.joined(parts))
+            verified = _verified_offers(level, estimates, Offers.joined(parts))
             if verified is not None:
-                offers = _cheapest(Offers.joined([offers, verified]))
+                offers = _cheapest(Offers.joined([offers, verified]), estimates)
         parts.append(offers)
     return Offers.joined(parts) if parts else Offers.none()
 
@@ -187,6 +211,7 @@ def own_offers(level: int, estimates: Estimates) -> Offers:
         level=level,
         seconds=PLACES[:, None] * estimates.costs.drafting[level],
         survival=_OWN_SURVIVAL,
+        worth=_OWN_SURVIVAL,
         window=PLACES,
         rounds=PLACES,
         catch_up=float(estimates.catch_up[level]),
@@ -198,10 +223,12 @@ def own_offers(level: int, estimates: Estimates) -> Offers:
 def lookup_offers(level: int, estimates: Estimates) -> Offers:
     """A model-free level: with chance h it proposes, and goes on after each token with chance s: S[k] = h s^(k - 1)."""
     hit, stay = estimates.acceptance.hits[:, level].mean(), estimates.acceptance.stays[:, level].mean()
+    survival = WITHIN * (hit * stay ** (PLACES - 1))
     return Offers.of(
         level=level,
         seconds=np.broadcast_to(estimates.costs.curves[level][:, 1], (len(LOOKUP_WINDOWS), 2)),
-        survival=WITHIN * (hit * stay ** (PLACES - 1)),
+        survival=survival,
+        worth=survival,
         window=LOOKUP_WINDOWS,
         rounds=1,
         catch_up=0.0,
@@ -210,45 +237,78 @@ def lookup_offers(level: int, estimates: Estimates) -> Offers:
     )
 
 
-def round_of(seconds: Array, survival: Array, powers: Array, curve: Array) -> tuple[Array, Array]:
-    """One verification of offers by a level: ([K, 2] seconds, [K, MAX_WINDOW + 1] survival of the yield)."""
-    accepted = survival * powers
-    cost = seconds + curve[:, 1] + survival @ (curve[:, 2:] - curve[:, 1:-1]).T
-    return cost, np.concatenate([np.ones((len(survival), 1)), accepted], axis=1)
+def round_of(level: int, below: Offers, estimates: Estimates) -> tuple[Array, Array]:
+    """One verification of K offers by a level: ([K, 2] seconds, [K, MAX_WINDOW + 1] survival of the yield)."""
+    column, curve = level - estimates.num_lookups, estimates.costs.curves[level]
+    cost = below.seconds + curve[:, 1] + below.survival @ (curve[:, 2:] - curve[:, 1:-1]).T
+    yields = np.ones((len(below), MAX_WINDOW + 1))
+    yields[:, 1:] = below.survival * estimates.acceptance.pair_survival[below.level, column]
+    return cost, yields
 
 
-def rounds_of(cost: Array, yields: Array, counts: Ints) -> tuple[Array, Array]:
-    """Up to r rounds, ending early at 16 tokens: [C, K, 2] seconds and [C, K, MAX_WINDOW] survival, r by counts."""
-    chance = np.zeros((len(yields), MAX_WINDOW))  # P(Y = y), y = 0 ... 15
-    chance[:, 1:] = yields[:, : MAX_WINDOW - 1] - yields[:, 1:MAX_WINDOW]
-    step = chance[:, _SHIFT] * _FORWARD
-    grown = np.empty((int(counts[-1]), len(yields), MAX_WINDOW))  # P(sum = s) after each round
-    grown[0] = chance
-    for done in range(1, len(grown)):
-        np.matmul(grown[done - 1][:, None, :], step, out=grown[done][:, None, :])
-    below = np.cumsum(grown, axis=2)
-    run = np.ones((len(grown), len(yields)))
-    np.cumsum(below[:-1, :, -1], axis=0, out=run[1:])
-    run[1:] += 1.0
-    return cost * run[counts - 1][:, :, None], np.maximum(1.0 - below[counts - 1], 0.0)
+def right_of(level: int, below: Offers, yields: Array, estimates: Estimates) -> tuple[Array, Array]:
+    """Of the yield of such rounds: [K, MAX_WINDOW] chance of at least 1, 2, ... tokens of which the target accepts as many,
+    and of 0, 1, ... tokens that it accepts all."""
+    acceptance, pair = estimates.acceptance, (below.level, level - estimates.num_lookups)
+    powers, run = acceptance.pair_survival[pair], acceptance.agreed_survival[pair]
+    alpha, agree = float(acceptance.target[:, level].mean()), acceptance.pairs[pair]
+    differing = np.clip((alpha - agree * acceptance.agreed[pair]) / (1.0 - agree), 0.0, 1.0)
+    # The round ends behind j accepted tokens: with the level's own one instead of a refused one, or with one more.
+    refused = below.survival * np.concatenate([1.0 - powers[:, :1], powers[:, :-1] - powers[:, 1:]], axis=1)
+    ended = yields[:, :-1] - yields[:, 1:] - refused
+    last = run[:, :-1] * (differing[:, None] * refused + alpha * ended)
+    whole = np.zeros_like(last)
+    whole[:, 1:] = last[:, :-1]
+    return yields[:, 1:] * run[:, 1:] + last, whole
 
 
-def _verified_offers(level: int, curve: Array, powers: Array, estimates: Estimates, below: Offers) -> Offers | None:
+def rounds_of(cost: Array, yields: Array, right: tuple[Array, Array], counts: Ints) -> tuple[Array, Array, Array]:
+    """Up to r rounds, ending early at 16 tokens, r by counts: [C, K, 2] seconds, [C, K, MAX_WINDOW] survival, and the chance
+    of at least 1, 2, ... tokens of which the target accepts as many."""
+    size = len(cost)
+    chance = np.zeros((2 * size, MAX_WINDOW + 1))  # of 0 ... 15 tokens in one round; that they are all right, too
+    np.subtract(yields[:, : MAX_WINDOW - 1], yields[:, 1:MAX_WINDOW], out=chance[:size, 1:-1])
+    chance[size:, :-1] = right[1]
+    step = chance.take(_SHIFT, axis=1)
+    reached = np.empty((int(counts[-1]), 2 * size, MAX_WINDOW))  # in the last round, last two ... rounds
+    reached[0, :size], reached[0, size:] = yields[:, :MAX_WINDOW], right[0]
+    for done in range(1, len(reached)):  # a round that did not suffice, and what is left behind it
+        np.matmul(reached[done - 1][:, None, :], step, out=reached[done][:, None, :])
+        reached[done] += reached[0]
+    begun = np.ones((len(reached), size))
+    begun[1:] += np.cumsum(1.0 - reached[:-1, :size, -1], axis=0)
+    found = reached[counts - 1]
+    return cost * begun[counts - 1][:, :, None], np.minimum(found[:, :size], 1.0), found[:, size:]
+
+
+def worth_of(level: int, survival: Array, accepted: Array, estimates: Estimates) -> Array:
+    """[..., MAX_WINDOW] of a level's offers. What is accepted has been offered, and the level's own choices up to there are
+    right: no row's chance is above either."""
+    alpha = float(estimates.acceptance.target[:, level].mean())
+    most = np.minimum(survival / estimates.acceptance.target_survival[:, level].max(axis=0), 1.0)
+    return np.asarray(np.minimum(accepted / alpha**PLACES, most))
+
+
+def _verified_offers(level: int, estimates: Estimates, below: Offers) -> Offers | None:
     """Rounds of a model over the offers below it, as far as they beat its drafting alone."""
-    cost, yields = round_of(below.seconds, below.survival, powers[below.level], curve)
+    cost, yields = round_of(level, below, estimates)
     mean = yields.sum(axis=1)
-    price = cost[:, 0] / mean
-    useful = np.flatnonzero(price < estimates.costs.drafting[level, 0])
+    useful = np.flatnonzero(cost[:, 0] < mean * estimates.costs.drafting[level, 0])
     if not len(useful):
         return None
+    right, whole = right_of(level, below.taken(useful), yields[useful], estimates)
     length = np.searchsorted((1.5, 2.5, 3.5, 5.5, 8.5, 12.5), mean[useful])
-    best = useful[_first_of_each(length, price[useful])]
-    seconds, survival = rounds_of(cost[best], yields[best], ROUNDS)
+    alone = _step_price(cost[useful, 0], mean[useful], right.sum(axis=1), estimates)
+    often = cost[useful, 0] / mean[useful]
+    first = np.union1d(_first_of_each(length, alone), _first_of_each(length, often))  # one round, and many
+    best = useful[first]
+    seconds, survival, accepted = rounds_of(cost[best], yields[best], (right[first], whole[first]), ROUNDS)
     sub, rounds = np.tile(best, len(ROUNDS)), np.repeat(ROUNDS, len(best))
     return Offers.of(
         level=level,
         seconds=seconds.reshape(-1, 2),
         survival=survival.reshape(-1, MAX_WINDOW),
+        worth=worth_of(level, survival, accepted, estimates).reshape(-1, MAX_WINDOW),
         window=np.minimum(MAX_WINDOW, rounds * (below.window[sub] + 1)),
         rounds=rounds,
         catch_up=below.catch_up[sub] + estimates.catch_up[level],
@@ -257,10 +317,18 @@ def _verified_offers(level: int, curve: Array, powers: Array, estimates: Estimat
     )
 
 
-def _cheapest(offers: Offers) -> Offers:
-    """For each expected length the offer with the least seconds per token."""
+def _cheapest(offers: Offers, estimates: Estimates) -> Offers:
+    """Of one level: for each expected length the offer with which the target would take the least seconds per token."""
     mean = offers.survival.sum(axis=1)
-    return offers.taken(_first_of_each(np.rint(mean).astype(np.int64), offers.seconds[:, 0] / mean))
+    accepted = offers.worth @ estimates.acceptance.target_survival[:, offers.level[0]].mean(axis=0)
+    price = _step_price(offers.seconds[:, 0], mean, accepted, estimates)
+    return offers.taken(_first_of_each(np.rint(mean).astype(np.int64), price))
+
+
+def _step_price(seconds: Array, offered: Array, accepted: Array, estimates: Estimates) -> Array:
+    """Seconds per token, of each row, of steps in which the target verifies so many tokens in the mean."""
+    target = estimates.target_seconds(estimates.num_rows * (1.0 + offered))
+    return np.asarray((estimates.overhead + seconds + target) / (1.0 + accepted))
 
 
 def _first_of_each(group: Ints, key: Array) -> Ints:

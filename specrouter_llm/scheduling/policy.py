@@ -43,6 +43,8 @@ class Score:
     level: str
     total: int
     matched: int
+    agreed: str = ""
+    """The middle level that had accepted all of them, if only such tokens are counted: some of those of another score."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from specrouter_llm.scheduling.counts import Array
 from specrouter_llm.scheduling.estimates import Estimates, Fed
-from specrouter_llm.scheduling.offers import PLACES, round_of, rounds_of
+from specrouter_llm.scheduling.offers import PLACES, Offers, right_of, round_of, rounds_of, worth_of
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.similarity import MAX_WINDOW
 
@@ -40,13 +40,13 @@ def price(plans: Sequence[Plan], estimates: Estimates) -> tuple[float, float]:
         if min(numbers) < 0:
             return tokens, np.inf
         longest = max(run.plan.window for run in members)
-        cost, survival = _offer(below, numbers, longest, [run.row for run in members], estimates)
+        cost, survival, worth = _offer(below, numbers, longest, [run.row for run in members], estimates)
         share = (len(members) - 1) / max(1, rows - 1)
         gained = 0.0
         for run in members:
-            offered = run.chance * survival * (run.plan.window >= PLACES)
-            reach[run.row] += offered
-            gained += float(offered @ accepted[run.row, numbers[-1]])
+            within = run.chance * (run.plan.window >= PLACES)
+            reach[run.row] += within * survival
+            gained += float((within * worth) @ accepted[run.row, numbers[-1]])
         catch_up = float(estimates.catch_up[numbers].sum()) * len(members) / rows
         tokens += gained
         chance = sum(run.chance for run in members) / len(members)
@@ -98,26 +98,30 @@ def best_draft(estimates: Estimates, level: int, alpha: float) -> float:
 
 def _offer(
     below: Plan, numbers: Sequence[int], window: int, members: Sequence[int], estimates: Estimates
-) -> tuple[Array, Array]:
-    """([2] seconds for the batch and for one row, [MAX_WINDOW] survival) of a sub-chain."""
+) -> tuple[Array, Array, Array]:
+    """[2] seconds for the batch and for one row, [MAX_WINDOW] survival and worth of a sub-chain."""
     lookup = numbers[0] < estimates.num_lookups
     windows = (*below.windows, window)
     cost: Array = np.zeros(2)
     survival: Array = np.zeros(MAX_WINDOW)
+    worth = survival
     for position, number in enumerate(numbers):
-        curve = estimates.costs.curves[number]
+        within = windows[position] >= PLACES
         if position == 0 and lookup:
             hit = float(estimates.acceptance.hits[list(members), number].mean())
             stay = float(estimates.acceptance.stays[list(members), number].mean())
-            cost, survival = curve[:, 1], hit * np.power(stay, PLACES - 1, dtype=np.float64)
+            cost = estimates.costs.curves[number][:, 1]
+            survival = worth = np.asarray(within * hit * np.power(stay, PLACES - 1, dtype=np.float64))
         elif position == 0:
             drafted = min(below.rounds[0], windows[0])
-            cost, survival = drafted * estimates.costs.drafting[number], (drafted >= PLACES).astype(np.float64)
+            cost = drafted * estimates.costs.drafting[number]
+            survival = worth = (drafted >= PLACES).astype(np.float64)
         else:
-            column = number - estimates.num_lookups
-            powers = estimates.acceptance.pair_survival[numbers[position - 1], column]
-            each, yields = round_of(cost[None], survival[None], powers[None], curve)
-            seconds, reached = rounds_of(each, yields, np.array([below.rounds[position]]))
-            cost, survival = seconds[0][0], reached[0][0]
-        survival = survival * (windows[position] >= PLACES)
-    return cost, survival
+            rounds = np.array([below.rounds[position]])
+            sub = Offers.single(numbers[position - 1], cost, survival)
+            each, yields = round_of(number, sub, estimates)
+            right = right_of(number, sub, yields, estimates)
+            seconds, reached, accepted = rounds_of(each, yields, right, rounds)
+            cost, survival = seconds[0, 0], within * reached[0, 0]
+            worth = within * worth_of(number, reached[0, 0], accepted[0, 0], estimates)
+    return cost, survival, worth

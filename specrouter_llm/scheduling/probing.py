@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+
+from specrouter_llm.scheduling.search import Candidate
 
 SHARE = 0.01
 """Share of the time that probes may cost, as regret: what a probe step took beyond what the standing plan would have
@@ -28,6 +31,28 @@ PLAIN_STEPS, PLAIN_AGAIN = 3, 512
 """Plain steps of a batch that are looked at before others are compared with what they cost, and steps until one more is."""
 PLAIN_RETRY = 4
 """Steps until the next try where a prompt was taken in on the way; doubled by each try that failed."""
+
+
+def most_telling(
+    candidates: Iterable[Candidate], known: Mapping[str, float], models: Collection[str]
+) -> list[Candidate]:
+    """Chains in the order in which they should be tried: first those with the level of which least is known.
+
+    By hope alone deep chains come first, for optimism adds up along them, and use the budget up, while a drafter that was
+    unlucky in its first probe is not seen again. Of several with the same level those of few models come first, for all of
+    them must catch up; lookups cost nothing and tell most below a model.
+
+    Args:
+        candidates: most hopeful first.
+        known: choices of every lower level that were held against the target's.
+        models: levels that are models.
+    """
+
+    def order(candidate: Candidate) -> tuple[float, int]:
+        lower = candidate.plan.levels[:-1]
+        return min((known[level] for level in lower), default=math.inf), sum(level in models for level in lower[:-1])
+
+    return sorted(candidates, key=order)
 
 
 @dataclass(slots=True)

@@ -132,7 +132,7 @@ class Search:
         rows = estimates.num_rows
         if not len(table):
             return np.zeros(0), np.zeros(0)
-        accepted = (table.survival * self._survival.sum(axis=0)[table.level]).sum(axis=1)
+        accepted = (table.worth * self._survival.sum(axis=0)[table.level]).sum(axis=1)
         tokens = rows + accepted
         seconds = (
             estimates.overhead
@@ -142,8 +142,9 @@ class Search:
         )
         return tokens, seconds / tokens
 
-    def candidates(self) -> tuple[Candidate, ...]:
-        """Plain decoding, the best offer of each chain, and the best of what is looked up first, best first."""
+    def candidates(self, below: float = np.inf) -> tuple[Candidate, ...]:
+        """Plain decoding, the best offer of each chain, and the best of what is looked up first, best first; of them those
+        that take less than so many seconds per token."""
         estimates = self._estimates
         plain = Candidate(Plan((estimates.target,)), estimates.plain_seconds / estimates.num_rows)
         ranked = self._ranked[:64]
@@ -154,7 +155,8 @@ class Search:
         ]
         if self._either is not None:
             found.append(Candidate(self._either.plans[0], self._either.seconds_per_token))
-        return tuple(sorted((plain, *found), key=lambda candidate: candidate.seconds_per_token))
+        kept = (candidate for candidate in (plain, *found) if candidate.seconds_per_token < below)
+        return tuple(sorted(kept, key=lambda candidate: candidate.seconds_per_token))
 
     @cached_property
     def _either(self) -> StepChoice | None:
@@ -168,7 +170,7 @@ class Search:
         (reach,), _, (accepted,), cost = lookups
         drafts, rise = table.taken(numbers), np.diff(estimates.costs.target)[1:]
         missed = (1.0 - reach[:, 0])[:, None]
-        drafted = (drafts.survival * self._survival[0, drafts.level]).sum(axis=1)
+        drafted = (drafts.worth * self._survival[0, drafts.level]).sum(axis=1)
         tokens = 1.0 + accepted[:, None] + missed * drafted
         seconds = missed * (drafts.seconds[:, 0] + drafts.survival @ rise) + (cost + reach @ rise)[:, None]
         seconds += estimates.overhead + estimates.costs.target[1] + tokens * drafts.catch_up
@@ -188,6 +190,12 @@ class Search:
     @cached_property
     def _offers(self) -> Offers:
         return self._table.taken(self._numbers)
+
+    @cached_property
+    def _accepted(self) -> Array:
+        """[R, C, MAX_WINDOW] chance that a row takes and the target accepts at least so many tokens of an offer."""
+        offers = self._offers
+        return np.asarray(offers.worth * self._survival[:, offers.level])
 
     @cached_property
     def _lookup_offers(self) -> tuple[Array, Array, Array, Array] | None:
@@ -240,7 +248,7 @@ class Search:
         if width:
             extra = np.maximum(offers.seconds[:, 0] - offers.seconds[:, 1], 0.0) / (rows - 1)
             draft = extra / np.maximum(offers.survival.sum(axis=1), 1e-9)
-            value = offers.survival * (self._survival[:, offers.level] - theta * (self._slope + draft)[None, :, None])
+            value = self._accepted - offers.survival * (theta * (self._slope + draft))[:, None]
             total = np.cumsum(value, axis=2)
             end = np.argmax(total, axis=2)
             reached = np.take_along_axis(total, end[:, :, None], axis=2)[:, :, 0]
@@ -263,7 +271,7 @@ class Search:
         accepted = np.repeat(aside.tokens[:, None], width + 1, axis=1)
         alone = taken == 0
         inside = np.where(taken[:, :width, None] >= PLACES, offers.survival, 0.0)
-        own = (inside * self._survival[:, offers.level]).sum(axis=2)
+        own = np.where(inside > 0, self._accepted, 0.0).sum(axis=2)
         reach[:, :width] = np.where(alone[:, :width, None], reach[:, :width], inside)
         accepted[:, :width] = np.where(alone[:, :width], accepted[:, :width], own)
         tokens = 1.0 * rows + accepted.sum(axis=0)

@@ -20,12 +20,14 @@ counts of the pair itself outweigh it.
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
+from specrouter_llm.scheduling.agreement import Agreement
 from specrouter_llm.scheduling.counts import Array, Counts, Memory
 from specrouter_llm.scheduling.policy import Score, Trial
 
@@ -56,7 +58,7 @@ MAX_WINDOW = 16
 MOVED_SHARE, MOVED_LEAST = 0.2, 0.005
 """A value has moved materially once it has by this share of 1 - alpha and this much more."""
 IDLE_STEPS = 64
-"""A level without trials during so many steps of a row is idle."""
+"""A level without trials during so many steps is idle."""
 
 
 def regime(temperature: float) -> int:
@@ -98,6 +100,8 @@ class Acceptance:
     """[R, P] chance that a model-free level proposes anything."""
     stays: Array
     """[R, P] chance that its proposal goes on after each token."""
+    agreed: Array
+    """[L, M - 1] chance that the target accepts a token that a model, too, has accepted from a lower level."""
 
     @cached_property
     def pair_survival(self) -> Array:
@@ -108,6 +112,11 @@ class Acceptance:
     def target_survival(self) -> Array:
         """[R, L, MAX_WINDOW]: the same of each row for the target."""
         return _survival(self.target, self.target_tilts)
+
+    @cached_property
+    def agreed_survival(self) -> Array:
+        """[L, M - 1, MAX_WINDOW + 1]: chance that the target accepts k = 0, 1, ... tokens that both levels agree on."""
+        return np.asarray(self.agreed[:, :, None] ** np.arange(MAX_WINDOW + 1))
 
 
 def _survival(alpha: Array, tilts: Array) -> Array:
@@ -141,6 +150,9 @@ class Similarity:
         self._workload: dict[int, _Evidence] = {}
         self._places: dict[int, tuple[Counts, Counts]] = {}
         """By regime: matches of the first token of a proposal, and of others behind accepted ones."""
+        self._agreement: defaultdict[int, Agreement] = defaultdict(
+            partial(Agreement, len(self.lower), len(self.models), self._num_lookups, WORKLOAD_MEMORY)
+        )
         self._rows: dict[int, tuple[int, _Evidence]] = {}
         self._faded = 0
         self.moved = False
@@ -187,10 +199,13 @@ class Similarity:
                 evidence.lookups.fade(step)
             for counts in itertools.chain.from_iterable(self._places.values()):
                 counts.fade(step)
+            for agreement in self._agreement.values():
+                agreement.counts.fade(step)
         changed = False
         workload = self._shared(bucket)
         own = self._evidence(row_id, bucket)
         self._count_places(bucket, trials, step)
+        self._count_agreement(bucket, scores, step)
         for lower, upper, accepted, missed in (*_merged(trials), *self._against_target(scores)):
             if lower not in self._row_of or upper not in self._column_of:
                 continue
@@ -217,6 +232,12 @@ class Similarity:
             if trial.accepted and trial.proposed > 1:
                 others.add(cell, trial.accepted - 1, trial.accepted < trial.proposed, step)
 
+    def _count_agreement(self, bucket: int, scores: Sequence[Score], step: int) -> None:
+        for score in scores:
+            if score.level in self._row_of and score.agreed in self._column_of:
+                cell = self._row_of[score.level], self._column_of[score.agreed]
+                self._agreement[bucket].counts.add(cell, score.matched, score.total - score.matched, step)
+
     def observe_lookup(
         self, row_id: int, bucket: int, name: str, lengths: Sequence[int], misses: int, ends: int, step: int
     ) -> None:
@@ -239,7 +260,8 @@ class Similarity:
 
     def _against_target(self, scores: Sequence[Score]) -> list[tuple[str, str, int, int]]:
         """Scores as counts of matches with the target's choices, which the committed tokens are."""
-        return [(score.level, self.models[-1], score.matched, score.total - score.matched) for score in scores]
+        whole = (score for score in scores if not score.agreed)
+        return [(score.level, self.models[-1], score.matched, score.total - score.matched) for score in whole]
 
     def surprise(self, row_id: int, bucket: int, trials: Sequence[Trial], scores: Sequence[Score] = ()) -> float:
         """Matches beyond what was expected of these trials and scores, before they are observed; -1 if there were none."""
@@ -261,13 +283,14 @@ class Similarity:
             stale = found[1].matches.discount(0.25, step - FADE_EVERY)
             found[1].strength[stale] = OWN_STRENGTH
 
-    def idle(self, row_id: int, step: int) -> list[int]:
-        """Lower levels that the target has not verified for a row lately, longest ago first."""
-        found = self._rows.get(row_id)
-        if found is None:
-            return []
-        ages = step - found[1].matches.last[:, -1]
+    def idle(self, bucket: int, step: int) -> list[int]:
+        """Lower levels of which the target has verified nothing lately in this regime, longest ago first."""
+        ages = step - self._shared(bucket).matches.last[:, -1]
         return [int(i) for i in np.argsort(-ages, kind="stable") if ages[i] > IDLE_STEPS]
+
+    def known(self, bucket: int) -> dict[str, float]:
+        """Choices of every lower level in this regime that were held against the target's, as far as they still count."""
+        return dict(zip(self.lower, self._shared(bucket).matches.total[:, -1].tolist(), strict=True))
 
     def forget(self, row_id: int) -> None:
         """Drops a finished row."""
@@ -314,13 +337,16 @@ class Similarity:
         tilts = {bucket: self._tilts(bucket) for bucket in set(buckets)}
         every_tilt = np.array([tilts[bucket] for bucket in buckets])
         lengths = self._lookup_tables(buckets, own)
+        pairs = every.mean(axis=0)
+        agreed = {bucket: self._agreement[bucket].rates(pairs) for bucket in set(buckets)}
         return Acceptance(
-            pairs=every.mean(axis=0),
+            pairs=pairs,
             target=every[:, :, -1],
             pair_tilts=every_tilt.mean(axis=0),
             target_tilts=every_tilt[:, :, :, -1].swapaxes(0, 1),
             hits=lengths[:, :, 0],
             stays=lengths[:, :, 1],
+            agreed=np.mean([agreed[bucket] for bucket in buckets], axis=0),
         )
 
     def _tilts(self, bucket: int) -> Array:

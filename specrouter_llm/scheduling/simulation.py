@@ -297,7 +297,8 @@ class _Run:
                 trial = Trial(below.top, model, len(proposal), len(tokens) - 1)
                 self.trials.setdefault(row.row_id, []).append(trial)
                 if model != self._pool.target and not hypothesis:
-                    self.inner.setdefault(row.row_id, []).append(InnerProposal(below.top, proposal))
+                    inner = InnerProposal(below.top, proposal, model, len(tokens) - 1)
+                    self.inner.setdefault(row.row_id, []).append(inner)
         self._charge(
             Forward(model, len(rows), fed_tokens, context, self._pool.models[model].seconds(fed_tokens, context))
         )

@@ -20,15 +20,23 @@ from specrouter_llm.scheduling.simulation import SimulatedLookup, SimulatedModel
 TOKENS = st.lists(st.integers(0, 2), max_size=6)
 
 
-@given(proposal=TOKENS, committed=TOKENS)
-def test_tokens_count_up_to_the_first_that_did_not_come_true(proposal, committed):
-    """Against a count one by one: each token whose whole past is what was committed, if something was committed there."""
+def came_true(tokens, committed):
+    """Counted one by one: each token whose whole past is what was committed, if something was committed there."""
     total = matched = 0
-    while total < min(len(proposal), len(committed)) and matched == total:
-        matched += proposal[total] == committed[total]
+    while total < min(len(tokens), len(committed)) and matched == total:
+        matched += tokens[total] == committed[total]
         total += 1
-    expected = (Score("a", total, matched),) if total else ()
-    assert scores_of([InnerProposal("a", proposal)], committed) == expected
+    return total, matched
+
+
+@given(proposal=TOKENS, committed=TOKENS, accepted=st.integers(0, 6))
+def test_tokens_count_up_to_the_first_that_did_not_come_true(proposal, committed, accepted):
+    """All of them for the level, and for both levels those that the middle one accepted."""
+    given = ((proposal, ""), (proposal[:accepted], "b"))
+    expected = tuple(
+        Score("a", *came_true(tokens, committed), agreed) for tokens, agreed in given if tokens and committed
+    )
+    assert scores_of([InnerProposal("a", proposal, "b", accepted)], committed) == expected
 
 
 @pytest.mark.parametrize(

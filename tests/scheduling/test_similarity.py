@@ -74,6 +74,18 @@ def test_idle_pairs_are_forgotten():
     assert similarity.alpha("a", "t", 0, 0) > low + 0.15
 
 
+def test_a_level_is_idle_by_what_all_rows_did():
+    """A new row has seen nothing of any level; what counts is when the workload last did, longest ago first."""
+    similarity = Similarity(["a", "b", "c", "t"])
+    for step in range(400):
+        level = "a" if step < 100 else "b" if step < 200 else "c"
+        similarity.observe(step // 10, 0, [Trial(level, "t", 4, 2)], step)
+    assert similarity.idle(0, 400) == [0, 1]
+    known = similarity.known(0)
+    assert 0 < known["a"] <= known["b"] < known["c"]
+    assert similarity.known(1) == {"a": 0, "b": 0, "c": 0}
+
+
 def test_lookups_are_counted_by_hits_and_lengths():
     similarity = Similarity(["t"], ["ngram"])
     for step in range(400):
