@@ -17,12 +17,13 @@ from specrouter_llm.scheduling.latency import LatencyModel
 from specrouter_llm.scheduling.lookups import Calls
 from specrouter_llm.scheduling.offers import MOST_LEVELS
 from specrouter_llm.scheduling.plan import Plan
-from specrouter_llm.scheduling.policy import Forward, Reasons, RowObservation, RowView, StepObservation
+from specrouter_llm.scheduling.policy import Reasons, RowObservation, RowView, StepObservation
 from specrouter_llm.scheduling.pricing import OTHER_CHAIN_GAIN, PLAIN_GAIN, best_draft, least_gain, pays, price
-from specrouter_llm.scheduling.probing import CHANGE_LOAN, FIRST_LOAN, PROBE_WINDOW, PlainTrials, Prober, most_telling
+from specrouter_llm.scheduling.probing import CHANGE_LOAN, FIRST_LOAN, PROBE_WINDOW, Prober, most_telling
 from specrouter_llm.scheduling.rows import RowBook
 from specrouter_llm.scheduling.search import Search, StepChoice
 from specrouter_llm.scheduling.similarity import Similarity, regime
+from specrouter_llm.scheduling.trials import Trials
 from specrouter_llm.types import RouteCandidate
 
 REPLAN_STEPS, LEAST_STEPS = 16, 8
@@ -78,7 +79,7 @@ class AdaptivePolicy:
         self._similarity = Similarity(models, proposers, prior)
         self._rows = RowBook()
         self._prober = Prober()
-        self._plain_trials = PlainTrials()
+        self._trials = Trials(windows=not deferred)
         self._journal = Journal()
         self._step = 0
         self._searched = 0
@@ -159,8 +160,7 @@ class AdaptivePolicy:
                 self._learn_row(row, each)
         # A look that `_next` has had is told of when that is in force.
         self._stale |= self._due() or (self._next is None and self._prober.looks(self._step))
-        if self._decision is not None and self._decision.reason == NEW_ROW:
-            self._stale |= self._plain_trials.due(len(self._decision.key), self._step)
+        self._stale |= self._decision is not None and self._trials.due(len(self._decision.key), self._step)
 
     # ---------------------------------------------------------------- reports
 
@@ -315,11 +315,11 @@ class AdaptivePolicy:
         unknown = self._unknown(rows[place])
         if unknown is not None:
             return standing.probing(place, Plan.chain([unknown, self._target], [2]))
-        drafts = any(plan != self._plain for plan in standing.standing)
         # A new row takes its prompt in on the step that is being decided, which would show nothing.
-        if drafts and standing.reason != NEW_ROW and self._plain_trials.due(len(rows), self._step):
-            self._plain_trials.tried(len(rows), self._step)
-            return standing.plain(self._plain)
+        if standing.reason != NEW_ROW:
+            other = self._trials.plans(standing.standing, estimates, self._step)
+            if other is not None:
+                return standing.running(other)
         if not self._prober.looks(self._step):
             return standing
         chosen = self._promising(rows, standing, estimates, place)
@@ -380,19 +380,10 @@ class AdaptivePolicy:
     # ---------------------------------------------------------------- learning
 
     def _learn_latency(self, seen: Seen) -> None:
-        alike: dict[tuple[str, int, int, bool], list[Forward]] = {}
-        for forward in seen.step.forwards:
-            if forward.level in self._proposers:
-                forward = Forward(forward.level, forward.num_rows, forward.num_rows, 0, forward.seconds)
-            if forward.shifted or (seen.reconsidered and forward.level == self._target):
-                continue  # in the second case the search may have been longer
-            if forward.level == self._target and forward.num_tokens == forward.num_rows:
-                self._plain_trials.seen(forward.num_rows, self._step)
-            key = forward.level, forward.num_rows, forward.num_tokens, forward.looped
-            alike.setdefault(key, []).append(forward)
-        for some in alike.values():
-            mean = sum(forward.seconds for forward in some) / len(some)
-            self._latency.observe(some[0] if len(some) == 1 else replace(some[0], seconds=mean))
+        for forward in seen.forwards(self._proposers, self._target):
+            news = self._latency.observe(forward)
+            if forward.level == self._target:
+                self._trials.learnt(forward, news, tried=seen.tries_windows, step=self._step)
         self._latency.observe_overhead(seen.step.seconds - sum(forward.seconds for forward in seen.step.forwards))
 
     def _settle(self, decision: Decision, seen: Seen) -> None:

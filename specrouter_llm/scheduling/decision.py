@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from specrouter_llm.scheduling.plan import Plan
-from specrouter_llm.scheduling.policy import RowView, StepObservation
+from specrouter_llm.scheduling.policy import Forward, RowView, StepObservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,9 @@ class Decision:
         plans = tuple(plan if i == place else other for i, other in enumerate(self.standing))
         return replace(self, plans=plans, probed=place)
 
-    def plain(self, plan: Plan) -> Decision:
-        """With all rows decoded plainly."""
-        return replace(self, plans=(plan,) * len(self.standing))
+    def running(self, plans: Sequence[Plan]) -> Decision:
+        """With other plans for all rows."""
+        return replace(self, plans=tuple(plans))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,26 @@ class Seen:
     def is_quiet(self) -> bool:
         """Whether nothing was tried in it and no row has ended."""
         return not (self.decision is not None and self.decision.tries) and not any(r.finished for r in self.step.rows)
+
+    def forwards(self, proposers: Collection[str], target: str) -> Iterator[Forward]:
+        """One of each kind, that took the mean of its kind; none of those whose time says little. A call of a model-free level
+        counts by rows."""
+        alike: dict[tuple[str, int, int, bool], list[Forward]] = {}
+        for forward in self.step.forwards:
+            if forward.level in proposers:
+                forward = Forward(forward.level, forward.num_rows, forward.num_rows, 0, forward.seconds)
+            if forward.shifted or (self.reconsidered and forward.level == target):
+                continue  # in the second case the search may have been longer
+            key = forward.level, forward.num_rows, forward.num_tokens, forward.looped
+            alike.setdefault(key, []).append(forward)
+        for first, *more in alike.values():
+            mean = (first.seconds + sum(forward.seconds for forward in more)) / (1 + len(more))
+            yield replace(first, seconds=mean) if more else first
+
+    @property
+    def tries_windows(self) -> bool:
+        """Whether all rows ran something else than what stands."""
+        return self.decision is not None and self.decision.tries and self.decision.probed is None
 
     def planned(self, row_id: int) -> Plan | None:
         """What a row was to run."""

@@ -78,6 +78,13 @@ class Plan:
             below = [f"{below[0]} or {below[1]}", *below[2:]] if len(below) > 1 else below
         return " > ".join([*below, self.top])
 
+    def offering(self, window: int) -> Plan:
+        """The same chain with another window below the top, and none if that is 0. What looks up first goes on to do so."""
+        if self.lookup_first:
+            lookup, drafts = self.alternatives
+            return Plan.either(lookup, drafts.offering(window)) if window else lookup
+        return Plan.chain(self.levels, [*self.windows[:-1], window]) if window else Plan((self.top,))
+
     @property
     def route(self) -> tuple[tuple[str, ...], bool]:
         """What it is beside its windows."""

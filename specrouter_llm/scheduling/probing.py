@@ -27,12 +27,6 @@ LOOK, LOOK_LATER, LOOK_CHANGED = 8, 32, 4
 """Steps between two searches for something to probe: as a rule, after one that found nothing, and soon after a change."""
 
 
-PLAIN_STEPS, PLAIN_AGAIN = 3, 512
-"""Plain steps of a batch that are looked at before others are compared with what they cost, and steps until one more is."""
-PLAIN_RETRY = 4
-"""Steps until the next try where a prompt was taken in on the way; doubled by each try that failed."""
-
-
 def most_telling(
     candidates: Iterable[Candidate], known: Mapping[str, float], models: Collection[str]
 ) -> list[Candidate]:
@@ -133,40 +127,3 @@ class Prober:
         pause = self._pauses.setdefault(levels, _Pause())
         pause.length = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * pause.length))
         pause.until = step + pause.length
-
-
-@dataclass(slots=True)
-class _Seen:
-    count: int = 0
-    last: int = 0
-    pause: int = PLAIN_RETRY
-    next_try: int = 0
-
-
-class PlainTrials:
-    """Plain steps of batches. All plans are compared with them, and who drafts from the start never sees one: then what
-    they cost is a guess from one row and from other numbers of tokens."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, _Seen] = {}
-        """By number of rows, in half octaves."""
-
-    def due(self, rows: int, step: int) -> bool:
-        """Whether the next step should be plain to see what that costs."""
-        seen = self._of(rows)
-        if rows == 1 or step < seen.next_try:
-            return False
-        return seen.count < PLAIN_STEPS or step - seen.last >= PLAIN_AGAIN
-
-    def tried(self, rows: int, step: int) -> None:
-        """There will be one, unless a prompt comes in the way."""
-        seen = self._of(rows)
-        seen.next_try, seen.pause = step + seen.pause, min(2 * seen.pause, PLAIN_AGAIN)
-
-    def seen(self, rows: int, step: int) -> None:
-        """There was one."""
-        seen = self._of(rows)
-        seen.count, seen.last, seen.next_try, seen.pause = min(seen.count + 1, PLAIN_STEPS), step, step, PLAIN_RETRY
-
-    def _of(self, rows: int) -> _Seen:
-        return self._known.setdefault(round(2 * math.log2(rows)), _Seen())

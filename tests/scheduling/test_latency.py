@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specrouter_llm.errors import InvalidParameterError
+from specrouter_llm.scheduling.curve import BELIEVED, News
 from specrouter_llm.scheduling.latency import GRID, LatencyModel
 from specrouter_llm.scheduling.policy import Forward
 
@@ -55,6 +56,48 @@ def test_outliers_and_prefills_do_not_matter():
         model.observe(Forward("m", 1, 4, 500, true_seconds(4, 500) * (30 if i % 20 == 7 else 1)))
         model.observe(Forward("m", 1, 2000, 2000, 5.0))
     assert model.seconds("m", 4, 500) == pytest.approx(true_seconds(4, 500), rel=0.04)
+
+
+@pytest.mark.parametrize("sizes", [(), (4, 8, 12, 16)])
+@pytest.mark.parametrize("factor", [0.6, 1.7])
+def test_what_is_seen_often_enough_is_believed(sizes, factor):
+    """One outlier moves a node a little, as many as are believed all the way, if they are the last that were seen there: what
+    other numbers of tokens took in between does not matter, what so many took does."""
+    steady = [Forward("m", 1, n, 500, fitted(sizes).seconds("m", n, 500)) for n in (4, 16) for _ in range(30)]
+    other = Forward("m", 1, 4, 500, factor * fitted(sizes).seconds("m", 4, 500))
+
+    def error(*forwards):
+        model = fitted(sizes)
+        news = [model.observe(forward) for forward in (*steady, *forwards)][-1]
+        return abs(model.seconds("m", 4, 500) / other.seconds - 1), news
+
+    for number in range(1, BELIEVED):
+        few, news = error(*[other, steady[-1]] * (number - 1), other)
+        assert news is News.ODD
+        assert few > 0.2
+    enough, news = error(*[other, steady[-1]] * (BELIEVED - 1), other)
+    assert news is News.CHANGED
+    assert enough < 0.1
+    apart, news = error(*[other] * (BELIEVED - 1), steady[0], other)
+    assert news is News.ODD
+    assert apart > 0.2
+    opposite = Forward("m", 1, 4, 500, steady[0].seconds / factor)
+    _, news = error(*[other] * (BELIEVED - 1), opposite)
+    assert news is News.ODD
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.7])
+def test_a_change_is_not_that_of_numbers_that_were_just_seen(factor):
+    """Sixteen tokens cost what they did a moment ago; fewer never more than what was just seen, more never less."""
+    model = fitted()
+    for n in (4, 16) * 30:
+        model.observe(Forward("m", 1, n, 500, true_seconds(n, 500)))
+    for _ in range(BELIEVED):
+        model.observe(Forward("m", 1, 4, 500, factor * true_seconds(4, 500)))
+    assert model.seconds("m", 16, 500) == pytest.approx(max(1.0, factor * 0.72) * true_seconds(16, 500), rel=0.05)
+    for n in (1, 2):
+        assert model.seconds("m", n, 500) <= model.seconds("m", 4, 500)
+    assert model.seconds("m", 1, 500) < 0.8 * true_seconds(1, 500) or factor > 1
 
 
 def test_learns_an_unknown_level_from_its_first_forward():

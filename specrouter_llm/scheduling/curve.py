@@ -1,0 +1,300 @@
+"""What one level's forwards cost by number of tokens: measured at some, learnt from every forward since.
+
+The log error of a forward moves the nodes near its number of tokens, a little: noise is averaged out, a machine that becomes
+slower is followed. What is far off is an accident once and a fact the third time: machines change their ways at once, too,
+and not by one factor. Where memory becomes faster, few tokens take a third less and many as long as ever.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate
+from operator import itemgetter, mul
+from typing import Any
+
+import numpy as np
+
+from specrouter_llm.errors import InvalidParameterError
+from specrouter_llm.scheduling.counts import Array
+
+NODES = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64)
+"""Numbers of tokens that are corrected, beside those that were measured, where none are padded: half octaves."""
+FAR = 1 << 20
+"""Linear extrapolation goes up to here."""
+LEARNED_SLOPE = 1 / 32
+"""A level without measurements is taken to cost t * (1 + (n - 1) / 32) over n tokens until forwards tell."""
+RATE = 0.03
+"""Weight of one forward in the moving average, once there are 1 / RATE of them near it."""
+FIRST = 4.0
+"""Forwards that the calibration of a number of tokens is worth; one for plain steps of batches, which it hardly measures."""
+FALL = 1.5
+"""How fast what a forward says about other numbers of tokens fades, in powers of two per power of two."""
+COMMON, COMMON_FALL, OWN_FALL = 0.35, 0.5, 6.0
+"""Where numbers of tokens are padded, each is seen for itself: this share of an error is put down to the machine and fades
+slowly, the rest is its own and fades fast."""
+LEAST_NEAR = 0.04
+"""Nodes of which a forward says less than this are left alone."""
+OUTLIER = 3.0
+"""A log error of more than so many times what is usual is an accident, and clipped there."""
+BELIEVED = 3
+"""So many in succession near one node, off the same way, are a machine that has changed: two accidents in succession do
+happen in a thousand steps, and what then looks dear is not run again."""
+FRESH = 16
+"""Then nodes that were seen themselves during so many forwards stay as they are: a machine does not change by one factor."""
+SLACK = 1.05
+"""What fewer tokens may seem to cost over more: in noise they take turns."""
+MOVED = 0.08
+"""A curve has moved materially once a node has drifted this far, in log units, since it was last read."""
+COUNTING = 0.5
+"""And only by forwards that are about it: what drifts along is not in use."""
+
+
+class News(enum.Enum):
+    """What a forward said about a curve."""
+
+    NONE = enum.auto()
+    MOVED = enum.auto()
+    """A node has moved materially."""
+    ODD = enum.auto()
+    """It took so much more or less than expected that only others like it will be believed."""
+    CHANGED = enum.auto()
+    """There were enough of them: the machine has changed."""
+
+
+@dataclass(slots=True)
+class Curve:
+    """One level: seconds at grid nodes and the learned log correction of each node.
+
+    Plain numbers, not arrays: a few nodes are corrected after every forward, in a tenth of the time.
+    """
+
+    tokens: tuple[float, ...]
+    base: list[float]
+    slope: list[float]
+    shift: list[float]
+    factor: list[float]
+    """exp(shift), which is read more often than it changes."""
+    count: list[float]
+    """Weight of the forwards seen near each node."""
+    settled: list[float]
+    odd: list[tuple[int, float]]
+    """How many outliers off the same way the last forwards nearest to each node were, and the least log error of them."""
+    seen: list[int]
+    """Which forward the last one was."""
+    sizes: tuple[int, ...] = ()
+    """What numbers of tokens are padded to; more than the last run as they are."""
+    forwards: int = 0
+    row: float = 0.0
+    """Seconds of every row but the first."""
+    row_count: float = 0.0
+    """Weight of the forwards that have corrected it."""
+    spread: float = 0.1
+    """Running mean of |log error|, by which outliers are known."""
+
+    @classmethod
+    def of(
+        cls, tokens: Sequence[float], base: Sequence[float], slope: Sequence[float], sizes: Sequence[int] = ()
+    ) -> Curve:
+        zeros, ones = [0.0] * len(tokens), [1.0] * len(tokens)
+        learned = zeros.copy(), ones, zeros.copy(), zeros.copy(), [(0, 0.0)] * len(tokens), [-FRESH] * len(tokens)
+        return cls(tuple(map(float, tokens)), list(base), list(slope), *learned, tuple(sizes))
+
+    @classmethod
+    def fit(cls, points: Sequence[tuple[float, int, float]], sizes: Sequence[int] = ()) -> Curve:
+        """base and slope at each number of tokens by least squares over its contexts; a padded number is its size."""
+        points = [(_padded(n, sizes), c, s) for n, c, s in points]
+        tokens = sorted({n for n, _, _ in points})
+        base: list[float] = []
+        slope: list[float] = []
+        for n in tokens:
+            contexts = np.array([float(c) for m, c, _ in points if m == n])
+            seconds = np.array([s for m, _, s in points if m == n])
+            rise = max(slope, default=0.0)  # what one context does not tell
+            if np.ptp(contexts) > 0:
+                centred = contexts - contexts.mean()
+                rise = max(0.0, float(centred @ seconds) / float(centred @ centred))
+            slope.append(rise)
+            base.append(max(float(seconds.mean()) - rise * float(contexts.mean()), 1e-3 * float(seconds.min())))
+        found = cls.of(tokens, list(accumulate(base, max)), list(accumulate(slope, max)))
+        return found.padded_to(sizes) if sizes else found.on([n for n in NODES if tokens[0] < n < tokens[-1]])
+
+    @classmethod
+    def learned(cls, tokens: int, seconds: float) -> Curve:
+        """The default shape through one forward."""
+        one = seconds / (1 + LEARNED_SLOPE * (tokens - 1))
+        return cls.of(NODES, [one * (1 + LEARNED_SLOPE * (n - 1)) for n in NODES], [0.0] * len(NODES))
+
+    def on(self, nodes: Sequence[float]) -> Curve:
+        """The same costs with these nodes beside its own."""
+        nodes = sorted({*self.tokens, *map(float, nodes)})
+        base, slope = ([self._value(values, n) for n in nodes] for values in (self.base, self.slope))
+        return replace(Curve.of(nodes, base, slope), row=self.row)
+
+    def padded_to(self, sizes: Sequence[int]) -> Curve:
+        """The same costs with a node for each of these sizes, and none between them."""
+        if not sizes:
+            return replace(self, sizes=())
+        nodes = [*map(float, sizes), *(node for node in self.tokens if node > sizes[-1])]
+        base, slope = ([self._value(values, n) for n in nodes] for values in (self.base, self.slope))
+        return replace(Curve.of(nodes, base, slope, sizes), row=self.row)
+
+    def times(self, ratio: float) -> Curve:
+        """Another one of this shape."""
+        base, slope = ([ratio * value for value in self.corrected(values)] for values in (self.base, self.slope))
+        return replace(Curve.of(self.tokens, base, slope, self.sizes), row=ratio * self.row)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What it says now, without the counts of what it has seen."""
+        return {
+            "tokens": list(self.tokens),
+            "base": self.corrected(self.base),
+            "slope": self.corrected(self.slope),
+            "sizes": list(self.sizes),
+            "row": self.row,
+        }
+
+    @classmethod
+    def from_dict(cls, level: str, data: Mapping[str, Any]) -> Curve:
+        """What `to_dict` gave."""
+        tokens, base, slope = ([float(value) for value in data[name]] for name in ("tokens", "base", "slope"))
+        if not tokens or not len(tokens) == len(base) == len(slope):
+            raise InvalidParameterError(f"not a latency file: the curve of {level!r} is not one")
+        curve = cls.of(tokens, base, slope, [int(size) for size in data.get("sizes", ())])
+        curve.row = float(data.get("row", 0.0))
+        return curve
+
+    def at(self, tokens: Array, context: float, rows: int) -> Array:
+        """Seconds over each number of tokens; never decreasing in tokens."""
+        seconds = np.interp(self._all_padded(tokens), *self._line(self.base)) + (rows - 1) * self.row
+        if context and any(self.slope):
+            seconds = seconds + context * np.interp(tokens / rows, *self._line(self.slope))
+        return np.asarray(seconds, dtype=np.float64)
+
+    def one(self, tokens: float, context: float, rows: int) -> float:
+        """`at` for a single number of tokens."""
+        seconds = self._value(self.base, _padded(tokens, self.sizes)) + (rows - 1) * self.row
+        return seconds + context * self._value(self.slope, tokens / rows) if context else seconds
+
+    def _all_padded(self, tokens: Array) -> Array:
+        if not self.sizes:
+            return tokens
+        places = np.searchsorted(self.sizes, tokens)
+        padded = np.array(self.sizes, dtype=np.float64)[np.minimum(places, len(self.sizes) - 1)]
+        return np.where(places < len(self.sizes), padded, tokens)
+
+    def charge_rows(self, rows: int, context: int, ratio: float) -> None:
+        """Sets the price of a row: `rows` rows of one token take `ratio` times what one row of as many tokens takes, all of
+        them at this context."""
+        together = ratio * self.one(rows, context, 1)
+        self.row = max(0.0, (together - self.one(rows, rows * context, rows)) / (rows - 1))
+
+    def corrected(self, values: Sequence[float]) -> list[float]:
+        """Values at the nodes with what was learnt, never decreasing."""
+        return list(accumulate(map(mul, values, self.factor), max))
+
+    def _line(self, values: Sequence[float]) -> tuple[list[float], list[float]]:
+        """Nodes and values, and one more node far out."""
+        found = self.corrected(values)
+        return [*self.tokens, float(FAR)], [*found, found[-1] + self._rise(values) * (FAR - self.tokens[-1])]
+
+    def _rise(self, values: Sequence[float]) -> float:
+        """Seconds per token beyond the last node: on the line from the node of half as many, for between neighbours there may
+        be a step of a staircase, or none."""
+        last = self._node(values, -1)
+        if len(self.tokens) == 1:
+            return last * LEARNED_SLOPE
+        half = min(max(bisect_right(self.tokens, self.tokens[-1] / 2) - 1, 0), len(self.tokens) - 2)
+        return (last - self._node(values, half)) / (self.tokens[-1] - self.tokens[half])
+
+    def _value(self, values: Sequence[float], tokens: float) -> float:
+        """`np.interp` over `_line` for one number: what lies behind it is not looked at."""
+        nodes, tokens = self.tokens, min(tokens, FAR)
+        place = bisect_left(nodes, tokens)
+        if place == len(nodes):
+            return self._node(values, -1) + self._rise(values) * (tokens - nodes[-1])
+        if place == 0 or nodes[place] == tokens:
+            return self._node(values, place)
+        low, high = self._node(values, place - 1), self._node(values, place)
+        return low + (high - low) * (tokens - nodes[place - 1]) / (nodes[place] - nodes[place - 1])
+
+    def _node(self, values: Sequence[float], place: int) -> float:
+        """The entry of `corrected`."""
+        found: float = max(map(mul, values[: place % len(values) + 1], self.factor))
+        return found
+
+    def correct(self, tokens: int, error: float, of_rows: float = 0.0, first: float = FIRST) -> News:
+        """Moves the nodes near `tokens` by a clipped log error, or by one that was seen often enough.
+
+        The price of a row moves too: the share `of_rows` of the forward was put down to its rows. `first` is what the
+        calibration is worth, in forwards.
+        """
+        near_nodes = _nearness(_padded(tokens, self.sizes), self.tokens, bool(self.sizes))
+        nearest = max(near_nodes, key=itemgetter(1))[0]
+        news, step = self._believed(nearest, error)
+        changed = news is News.CHANGED
+        self.forwards += 1
+        self.seen[nearest] = self.forwards
+        if of_rows:
+            self.row_count += of_rows
+            self.row *= math.exp((1.0 if changed else max(RATE, 1.0 / (first + self.row_count))) * step)
+        for i, near in near_nodes:
+            if not changed:
+                self.count[i] += near
+                self._move(i, near * max(RATE, 1.0 / (first + self.count[i])) * step)
+            elif i == nearest or self.forwards - self.seen[i] > FRESH:
+                self._move(i, near * step)
+            if news is News.NONE and near >= COUNTING and abs(self.shift[i] - self.settled[i]) > MOVED:
+                news = News.MOVED
+        if step < 0:
+            self._cap_fewer(nearest, 1.0 if changed else SLACK)
+        return news
+
+    def _cap_fewer(self, place: int, slack: float) -> None:
+        """Fewer tokens cost no more than these: what is known of them is old, and would hide what was just seen."""
+        most = slack * self.base[place] * self.factor[place]
+        for i in range(place):
+            if self.base[i] * self.factor[i] > most:
+                self._move(i, math.log(most / (self.base[i] * self.factor[i])))
+
+    def _move(self, place: int, step: float) -> None:
+        self.shift[place] += step
+        self.factor[place] = math.exp(self.shift[place])
+
+    def _believed(self, nearest: int, error: float) -> tuple[News, float]:
+        """What a log error near a node means, and how much of it is believed."""
+        most, (number, least) = OUTLIER * self.spread, self.odd[nearest]
+        usual = abs(error) <= most
+        if usual:
+            number, least = 0, 0.0
+        else:
+            number, least = (number + 1, min(least, error, key=abs)) if least * error > 0 else (1, error)
+        changed = number >= BELIEVED
+        self.odd[nearest] = (0, 0.0) if changed else (number, least)
+        if changed:
+            return News.CHANGED, least
+        self.spread = max(self.spread + 0.1 * (min(abs(error), most) - self.spread), 0.01)
+        return (News.NONE, error) if usual else (News.ODD, math.copysign(most, error))
+
+
+def _padded(tokens: float, sizes: Sequence[int]) -> float:
+    place = bisect_left(sizes, tokens)
+    return sizes[place] if place < len(sizes) else tokens
+
+
+@lru_cache(maxsize=4096)
+def _nearness(tokens: float, nodes: tuple[float, ...], padded: bool) -> tuple[tuple[int, float], ...]:
+    """Nodes with the weight that a forward over `tokens` tokens has for them, 1 there."""
+    here = math.log2(min(tokens, nodes[-1]))
+    found = []
+    for i, node in enumerate(nodes):
+        way = abs(here - math.log2(node))
+        own = (1 - COMMON) * 2 ** (-OWN_FALL * way)
+        near = COMMON * 2 ** (-COMMON_FALL * way) + own if padded else 2 ** (-FALL * way)
+        if near >= LEAST_NEAR:
+            found.append((i, near))
+    return tuple(found)

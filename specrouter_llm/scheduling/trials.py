@@ -1,0 +1,156 @@
+"""Trials of the plans that stand with other numbers of tokens, so that the scheduler is not blind to what those cost now.
+
+What a forward over some number of tokens takes is known from when so many were last fed. Machines change meanwhile, and not
+by one factor: where memory becomes faster, a forward over few tokens takes a third less, and one over many as long as ever.
+Who feeds many at every step sees nothing of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specrouter_llm.scheduling.curve import News
+from specrouter_llm.scheduling.estimates import Estimates
+from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.scheduling.policy import Forward
+from specrouter_llm.scheduling.pricing import price
+from specrouter_llm.scheduling.similarity import MAX_WINDOW
+
+PLAIN_STEPS, PLAIN_AGAIN = 3, 512
+"""Plain steps of a batch that are looked at before others are compared with what they cost, and steps until one more is."""
+PLAIN_RETRY = 4
+"""Steps until the next try where a prompt was taken in on the way; doubled by each try that failed."""
+WINDOW_STEPS, WINDOW_LATEST, WINDOW_SOON = 16, 128, 4
+"""Steps between two trials of other windows: at first and after a surprise, at most, doubled by each that showed nothing; and
+from a change of the machine to the next trial."""
+SCALES = (1 / math.sqrt(2), math.sqrt(2), 0.0)
+"""In turn. Small steps lose little, and are followed by others if they show something."""
+WINDOW_REGRET = 0.2
+"""Share of a step that such a trial may be expected to lose: at first a hundredth of the time, a 640th later."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    count: int = 0
+    last: int = 0
+    pause: int = PLAIN_RETRY
+    next_try: int = 0
+
+
+class PlainTrials:
+    """Plain steps of batches. All plans are compared with them, and who drafts from the start never sees one: then what
+    they cost is a guess from one row and from other numbers of tokens."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, _Seen] = {}
+        """By number of rows, in half octaves."""
+
+    def due(self, rows: int, step: int) -> bool:
+        """Whether the next step should be plain to see what that costs."""
+        seen = self._of(rows)
+        if rows == 1 or step < seen.next_try:
+            return False
+        return seen.count < PLAIN_STEPS or step - seen.last >= PLAIN_AGAIN
+
+    def plans(self, standing: Sequence[Plan], estimates: Estimates, step: int) -> tuple[Plan, ...] | None:
+        """Plain ones if it is time for that. What they cost is then seen, unless a prompt comes in the way."""
+        if not self.due(len(standing), step):
+            return None
+        seen = self._of(len(standing))
+        seen.next_try, seen.pause = step + seen.pause, min(2 * seen.pause, PLAIN_AGAIN)
+        return tuple(Plan((plan.top,)) for plan in standing)
+
+    def seen(self, rows: int, step: int) -> None:
+        """There was one."""
+        seen = self._of(rows)
+        seen.count, seen.last, seen.next_try, seen.pause = min(seen.count + 1, PLAIN_STEPS), step, step, PLAIN_RETRY
+
+    def again(self, rows: int, step: int) -> None:
+        """One more, as soon as may be."""
+        seen = self._of(rows)
+        seen.count, seen.next_try = min(seen.count, PLAIN_STEPS - 1), step
+
+    def _of(self, rows: int) -> _Seen:
+        return self._known.setdefault(round(2 * math.log2(rows)), _Seen())
+
+
+class WindowTrials:
+    """Steps of the same chains with other windows: fewer tokens, more, none, in turn. What would lose too much by all that is
+    known is left out."""
+
+    def __init__(self) -> None:
+        self._next = self._pause = WINDOW_STEPS
+        self._turn = 0
+
+    def due(self, rows: int, step: int) -> bool:
+        """Whether it is time for one, of however many rows."""
+        return step >= self._next
+
+    def plans(self, standing: Sequence[Plan], estimates: Estimates, step: int) -> tuple[Plan, ...] | None:
+        """What to run instead for one step, if it is time for that and something is worth it."""
+        if not self.due(len(standing), step):
+            return None
+        self._next = step + self._pause
+        tokens, seconds = price(standing, estimates)
+        for _ in SCALES:
+            scale, self._turn = SCALES[self._turn], (self._turn + 1) % len(SCALES)
+            plans = tuple(plan.offering(scaled(plan.window, scale)) for plan in standing)
+            tried_tokens, tried_seconds = price(plans, estimates)
+            regret = tried_seconds - tried_tokens * seconds / tokens
+            if plans != tuple(standing) and regret <= WINDOW_REGRET * seconds:
+                self._pause = min(2 * self._pause, WINDOW_LATEST)
+                return plans
+        return None
+
+    def again(self, rows: int, step: int) -> None:
+        """The last one once more, at once."""
+        self._turn = (self._turn - 1) % len(SCALES)
+        self._next, self._pause = step, WINDOW_STEPS
+
+    def soon(self, step: int) -> None:
+        """The machine has changed."""
+        self._next, self._pause = min(self._next, step + WINDOW_SOON), WINDOW_STEPS
+
+
+def scaled(window: int, scale: float) -> int:
+    """Fewer tokens or more, by at least one; but one at least, `MAX_WINDOW` at most, and none of none."""
+    if not window or not scale:
+        return 0
+    more = max(round(scale * window), window + 1) if scale > 1 else min(round(scale * window), window - 1)
+    return min(max(more, 1), MAX_WINDOW)
+
+
+class Trials:
+    """Both. A trial that took another time than was expected is repeated until that is believed or was chance (`Curve`); and
+    when the plans that stand were seen to cost something else, others are looked at soon."""
+
+    def __init__(self, *, windows: bool) -> None:
+        """`windows`: whether other windows are tried. A device does not change its ways as a host does, and may have to record
+        a graph for what it never ran."""
+        self._plain, self._windows = PlainTrials(), WindowTrials()
+        self._kinds = (self._plain, self._windows) if windows else (self._plain,)
+        self._last: PlainTrials | WindowTrials = self._plain
+
+    def due(self, rows: int, step: int) -> bool:
+        """Whether it is time for one."""
+        return any(kind.due(rows, step) for kind in self._kinds)
+
+    def plans(self, standing: Sequence[Plan], estimates: Estimates, step: int) -> tuple[Plan, ...] | None:
+        """What to run instead of the standing plans for one step, if it is time for that."""
+        for kind in self._kinds:
+            plans = kind.plans(standing, estimates, step)
+            if plans is not None and plans != tuple(standing):
+                self._last = kind
+                return plans
+        return None
+
+    def learnt(self, forward: Forward, news: News, *, tried: bool, step: int) -> None:
+        """A forward of the target was learnt from; `tried` if it was a trial's."""
+        if forward.num_tokens == forward.num_rows:
+            self._plain.seen(forward.num_rows, step)
+        if news is News.CHANGED:
+            self._windows.soon(step)
+        elif news is News.ODD and tried:
+            self._last.again(forward.num_rows, step)

@@ -1,0 +1,171 @@
+"""Trials of other windows: what other numbers of tokens cost is seen, at a price that is known before."""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specrouter_llm.scheduling.adaptive import AdaptivePolicy
+from specrouter_llm.scheduling.curve import News
+from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.scheduling.policy import Forward, RowView
+from specrouter_llm.scheduling.pricing import price
+from specrouter_llm.scheduling.similarity import MAX_WINDOW
+from specrouter_llm.scheduling.simulation import SimulatedModel, SimulatedPool, SimulatedRow, Simulator
+from specrouter_llm.scheduling.sweep import calibration
+from specrouter_llm.scheduling.trials import (
+    PLAIN_AGAIN,
+    PLAIN_STEPS,
+    SCALES,
+    WINDOW_LATEST,
+    WINDOW_REGRET,
+    WINDOW_SOON,
+    WINDOW_STEPS,
+    PlainTrials,
+    Trials,
+    WindowTrials,
+    scaled,
+)
+
+PLAIN = Plan(("target",))
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline(SimulatedModel):
+    """A forward waits for memory, or for arithmetic, whichever takes longer."""
+
+    def seconds(self, tokens, context):
+        return max(self.first, self.each * tokens)
+
+
+def pool(memory):
+    """A target that reads its weights in so many seconds and takes 1.9 ms for a token's arithmetic."""
+    models = {"a": SimulatedModel(0.0004, 0.00001, 0.86), "target": Roofline(memory, 0.0019)}
+    return SimulatedPool(models, overhead=0.0004)
+
+
+def windows(policy, simulator, steps):
+    """What stands after so many steps more."""
+    simulator.run(policy, 10**9, steps=steps)
+    return policy.explain().chosen[0].window
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_memory_that_became_faster_or_slower_is_noticed(seed):
+    """With fast memory five tokens take a third less, and eleven as long as ever: who feeds eleven has to look. With slow
+    memory they cost the same, which who feeds five does not see either."""
+    policy = AdaptivePolicy(["a", "target"], [], calibration(pool(0.02)))
+    simulator = Simulator(pool(0.02), [SimulatedRow(0, 64, 10**9)], seed=seed)
+    for memory in (0.02, 0.008, 0.02, 0.008):
+        simulator.pool = pool(memory)
+        found = windows(policy, simulator, 500)
+        assert found < 6 if memory < 0.01 else found > 6
+
+
+def test_no_device_tries_windows():
+    """It may have to record a graph for what it never ran."""
+    trials = Trials(windows=False)
+    plans = [Plan.chain(["a", "target"], [4])]
+    assert not any(trials.due(1, step) or trials.plans(plans, None, step) for step in range(4 * WINDOW_LATEST))
+
+
+@pytest.fixture(scope="module")
+def estimates():
+    policy = AdaptivePolicy(["a", "target"], [], calibration(pool(0.02)), {("a", "target"): 0.8})
+    return {rows: policy._estimates([RowView(i, 64, 300, 0.0) for i in range(rows)]) for rows in (1, 3)}
+
+
+@given(st.lists(st.integers(1, MAX_WINDOW), min_size=1, max_size=3).filter(lambda some: len(some) != 2))
+def test_what_is_tried_is_the_same_chain_and_costs_little(estimates, sizes):
+    """Fewer tokens, more, none in turn, where that loses no more than a fifth of a step by all that is known."""
+    standing = [Plan.chain(["a", "target"], [size]) for size in sizes]
+    tokens, seconds = price(standing, estimates[len(sizes)])
+    trials, tried = WindowTrials(), []
+    for step in range(8 * WINDOW_LATEST):
+        plans = trials.plans(standing, estimates[len(sizes)], step)
+        if plans is None:
+            continue
+        tried.append(step)
+        assert plans != tuple(standing)
+        assert all(plan == (Plan.chain(["a", "target"], [plan.window]) if plan.window else PLAIN) for plan in plans)
+        ways = {(plan.window > size) - (plan.window < size) for plan, size in zip(plans, sizes, strict=True)} - {0}
+        assert len(ways) == 1, "all rows feed fewer tokens, or all more"
+        tried_tokens, tried_seconds = price(plans, estimates[len(sizes)])
+        assert tried_seconds - tried_tokens * seconds / tokens <= WINDOW_REGRET * seconds
+    assert tried[:4] == [WINDOW_STEPS * (2**n) for n in range(4)][: len(tried)]
+    assert len(tried) < 8 + 4
+
+
+def forward(tokens, rows=1):
+    return Forward("target", rows, tokens, 100, 0.02)
+
+
+def test_what_took_another_time_is_tried_once_more_at_once(estimates):
+    standing = (Plan.chain(["a", "target"], [6]),)
+    trials, step = Trials(windows=True), WINDOW_STEPS
+    first = trials.plans(standing, estimates[1], step)
+    assert first == (Plan.chain(["a", "target"], [4]),)
+    assert trials.plans(standing, estimates[1], step + 1) is None
+    trials.learnt(forward(7), News.ODD, tried=False, step=step + 1)
+    assert not trials.due(1, step + 1)
+    trials.learnt(forward(5), News.ODD, tried=True, step=step + 1)
+    assert trials.plans(standing, estimates[1], step + 1) == first
+    assert not trials.due(1, step + WINDOW_STEPS)
+    assert trials.plans(standing, estimates[1], step + 1 + WINDOW_STEPS) == (Plan.chain(["a", "target"], [8]),)
+
+
+@pytest.mark.parametrize("tried", [False, True])
+def test_a_machine_that_has_changed_is_looked_at_soon(tried):
+    trials = Trials(windows=True)
+    trials.learnt(forward(7), News.CHANGED, tried=tried, step=10)
+    assert next(step for step in range(20) if trials.due(1, step)) == 10 + WINDOW_SOON
+
+
+def test_all_scales_have_their_turn_even_where_one_would_lose_too_much(estimates):
+    standing = (Plan.chain(["a", "target"], [8]),)
+    trials, tried = WindowTrials(), []
+    for step in range(8 * WINDOW_LATEST):
+        plans = trials.plans(standing, estimates[1], step)
+        tried.extend(plan.window for plan in plans or ())
+    assert set(tried) == {6, 11}, "plain decoding would lose more"
+    assert len(SCALES) == 3
+
+
+@given(st.integers(0, MAX_WINDOW))
+def test_other_windows_are_other_ones_where_there_are_any(window):
+    fewer, more, none = (scaled(window, scale) for scale in SCALES)
+    assert none == 0
+    if window:
+        assert fewer < window or fewer == window == 1
+        assert more > window or more == window == MAX_WINDOW
+        assert 1 <= fewer <= more <= MAX_WINDOW
+    else:
+        assert fewer == more == 0
+
+
+def test_plain_trials_wait_longer_after_each_that_showed_nothing():
+    """Where a prompt is taken in at every step, batches are not decoded plainly for ever."""
+    trials = PlainTrials()
+    standing = [Plan.chain(["a", "target"], [4])] * 16
+    tried = [step for step in range(2000) if trials.plans(standing, None, step)]
+    assert [0, 4, 12, 28] == tried[:4]
+    assert len(tried) < 14
+    trials.seen(16, 2000)
+    assert trials.due(16, 2001)
+    assert not trials.due(1, 2001)
+
+
+def test_a_plain_step_that_took_another_time_is_repeated():
+    trials = Trials(windows=False)
+    standing = [Plan.chain(["a", "target"], [4])] * 8
+    for step in range(PLAIN_STEPS):
+        assert trials.plans(standing, None, step) == (PLAIN,) * 8
+        trials.learnt(forward(8, 8), News.NONE, tried=True, step=step)
+    assert trials.plans(standing, None, PLAIN_STEPS) is None
+    late = PLAIN_STEPS + PLAIN_AGAIN
+    assert trials.plans(standing, None, late) == (PLAIN,) * 8
+    trials.learnt(forward(8, 8), News.ODD, tried=True, step=late)
+    assert trials.plans(standing, None, late + 1) == (PLAIN,) * 8
+    trials.learnt(forward(8, 8), News.CHANGED, tried=True, step=late + 1)
+    assert trials.plans(standing, None, late + 2) is None
