@@ -101,7 +101,7 @@ def _score(
     choices: dict[str, Tensor] = {}
     best: dict[str, Tensor] = {}
     for member in members:
-        logits = _fitted(teacher_forced(member, answer), width)
+        logits = fitted(teacher_forced(member, answer), width)
         probs[member.name] = processed(logits, segment).softmax(dim=-1)
         chosen = choose(logits, [segment])[0]
         assert chosen is not None, f"{member.name} gave logits that are not finite"
@@ -149,7 +149,7 @@ def teacher_forced(member: PoolMember, answer: Answer) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _fitted(logits: Tensor, width: int) -> Tensor:
+def fitted(logits: Tensor, width: int) -> Tensor:
     """The target's vocabulary: surplus ids are never proposed, missing ones cannot be."""
     missing = width - logits.shape[1]
     return torch.nn.functional.pad(logits, (0, missing), value=-torch.inf) if missing > 0 else logits[:, :width]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -72,6 +73,28 @@ def acceptance(
     finish("acceptance", settings, rows, experiment.table(rows), out)
     if plot is not None:
         experiment.plot(rows, plot)
+
+
+@app.command()
+@expanded
+def recording(
+    out: Annotated[Path, typer.Argument(help="Where to write it, as JSON.", show_default=False)],
+    family: Family = DEMO,
+    source: Annotated[str, typer.Option("--workload", help="Built-in name, FILE or FILE#CATEGORY.")] = "qa",
+    limit: Limit = 32,
+    max_tokens: MaxTokens = 64,
+    seed: Seed = 0,
+    batch: Batch = 8,
+) -> None:
+    """What every level chooses at every place of real answers, without their text: for the router's simulator."""
+    from specrouter_llm.bench.recording import record
+    from specrouter_llm.bench.workloads import workload
+    from specrouter_llm.scheduling.recording import save
+
+    with progress_bar(None) as advance:
+        chosen = workload(source, limit, max_tokens=max_tokens)
+        save(record(family.models(), chosen, seed=seed, batch=batch, advance=advance), out)
+    typer.echo(f"{len(chosen.prompts)} answers to {out}")
 
 
 @app.command()

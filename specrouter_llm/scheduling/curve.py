@@ -233,8 +233,7 @@ class Curve:
         The price of a row moves too: the share `of_rows` of the forward was put down to its rows. `first` is what the
         calibration is worth, in forwards.
         """
-        near_nodes = _nearness(_padded(tokens, self.sizes), self.tokens, bool(self.sizes))
-        nearest = max(near_nodes, key=itemgetter(1))[0]
+        nearest, near_nodes = _nearness(_padded(tokens, self.sizes), self.tokens, bool(self.sizes))
         news, step = self._believed(nearest, error)
         changed = news is News.CHANGED
         self.forwards += 1
@@ -242,24 +241,33 @@ class Curve:
         if of_rows:
             self.row_count += of_rows
             self.row *= math.exp((1.0 if changed else max(RATE, 1.0 / (first + self.row_count))) * step)
+        if changed:
+            self._follow(nearest, near_nodes, step)
+            return news
+        count, shift, factor, settled = self.count, self.shift, self.factor, self.settled
         for i, near in near_nodes:
-            if not changed:
-                self.count[i] += near
-                self._move(i, near * max(RATE, 1.0 / (first + self.count[i])) * step)
-            elif i == nearest or self.forwards - self.seen[i] > FRESH:
-                self._move(i, near * step)
-            if news is News.NONE and near >= COUNTING and abs(self.shift[i] - self.settled[i]) > MOVED:
+            count[i] += near
+            shift[i] += near * step * max(RATE, 1.0 / (first + count[i]))
+            factor[i] = math.exp(shift[i])
+            if near >= COUNTING and abs(shift[i] - settled[i]) > MOVED and news is News.NONE:
                 news = News.MOVED
         if step < 0:
-            self._cap_fewer(nearest, 1.0 if changed else SLACK)
+            self._cap_fewer(nearest, SLACK)
         return news
+
+    def _follow(self, nearest: int, near_nodes: Sequence[tuple[int, float]], step: float) -> None:
+        """All that was not seen itself just now is moved by what is believed."""
+        for i, near in near_nodes:
+            if i == nearest or self.forwards - self.seen[i] > FRESH:
+                self._move(i, near * step)
+        self._cap_fewer(nearest, 1.0)
 
     def _cap_fewer(self, place: int, slack: float) -> None:
         """Fewer tokens cost no more than these: what is known of them is old, and would hide what was just seen."""
-        most = slack * self.base[place] * self.factor[place]
-        for i in range(place):
-            if self.base[i] * self.factor[i] > most:
-                self._move(i, math.log(most / (self.base[i] * self.factor[i])))
+        most, values = slack * self.base[place] * self.factor[place], list(map(mul, self.base[:place], self.factor))
+        if values and max(values) > most:
+            for i, value in enumerate(values):
+                self._move(i, min(0.0, math.log(most / value)))
 
     def _move(self, place: int, step: float) -> None:
         self.shift[place] += step
@@ -287,8 +295,8 @@ def _padded(tokens: float, sizes: Sequence[int]) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _nearness(tokens: float, nodes: tuple[float, ...], padded: bool) -> tuple[tuple[int, float], ...]:
-    """Nodes with the weight that a forward over `tokens` tokens has for them, 1 there."""
+def _nearness(tokens: float, nodes: tuple[float, ...], padded: bool) -> tuple[int, tuple[tuple[int, float], ...]]:
+    """The nearest node, and nodes with the weight that a forward over `tokens` tokens has for them, 1 there."""
     here = math.log2(min(tokens, nodes[-1]))
     found = []
     for i, node in enumerate(nodes):
@@ -297,4 +305,4 @@ def _nearness(tokens: float, nodes: tuple[float, ...], padded: bool) -> tuple[tu
         near = COMMON * 2 ** (-COMMON_FALL * way) + own if padded else 2 ** (-FALL * way)
         if near >= LEAST_NEAR:
             found.append((i, near))
-    return tuple(found)
+    return max(found, key=itemgetter(1))[0], tuple(found)

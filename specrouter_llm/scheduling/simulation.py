@@ -7,6 +7,7 @@ the plans: two policies can be compared on the very same tokens.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -88,6 +89,26 @@ class SimulatedPool:
         luck = _unit(context, 1) if shared else _unit(own, 2)
         return 0 if luck < model.quality**hardness else 1 if shared else number
 
+    def start(self, seed: int, row_id: int) -> int:
+        """The context in which a row's first token is chosen."""
+        return _mix(seed, 1000 + row_id)
+
+    def after(self, context: int, token: int) -> int:
+        """The context behind one more token."""
+        return _mix(context, token)
+
+    def look_up(self, name: str, context: int, want: int, hardness: float) -> list[int]:
+        """What a model-free level proposes after a context, at most `want` tokens."""
+        lookup = self.lookups[name]
+        tokens: list[int] = []
+        key = _mix(context, 991)
+        while len(tokens) < want and _unit(key, 1 + bool(tokens)) < (lookup.stay if tokens else lookup.hit):
+            token = 0 if _unit(key, 3) < lookup.quality**hardness else -1
+            tokens.append(token)
+            context = _mix(context, token)
+            key = _mix(context, 991)
+        return tokens
+
     def match(self, lower: str, upper: str, samples: int = 2000) -> float:
         """How often two levels choose alike, counted."""
         equal = 0
@@ -166,7 +187,7 @@ class Simulator:
 
     def _started(self, row: SimulatedRow) -> SimulatedRow:
         """The target has taken in the prompt; the drafters have not."""
-        row.context = _mix(self._seed, 1000 + row.row_id)
+        row.context = self.pool.start(self._seed, row.row_id)
         row.seen = {self.pool.target: row.num_tokens - 1}
         return row
 
@@ -218,7 +239,7 @@ class Simulator:
             row.seen[level] = row.num_tokens + (min(len(fed), len(tokens)) if same is None else same)
         for token in tokens:
             row.past = [*row.past[1 - MOST_SCORED :], row.context]
-            row.context = _mix(row.context, token)
+            row.context = self.pool.after(row.context, token)
         row.num_tokens += len(tokens)
         row.remaining -= len(tokens)
         self.tokens += len(tokens)
@@ -314,39 +335,30 @@ class _Run:
 
     def _accepted(self, model: str, row: SimulatedRow, hypothesis: list[int], proposal: list[int]) -> list[int]:
         """The longest prefix of the proposal that the model would choose too, and its next choice."""
-        context = row.context
-        for token in hypothesis:
-            context = _mix(context, token)
+        context = self._behind(row, hypothesis)
         tokens: list[int] = []
         for token in proposal:
             own = self._pool.choice(model, context, row.hardness)
             tokens.append(own)
             if own != token:
                 return tokens
-            context = _mix(context, token)
+            context = self._pool.after(context, token)
         tokens.append(self._pool.choice(model, context, row.hardness))
         return tokens
 
     def _look_up(
         self, name: str, rows: Sequence[SimulatedRow], hypotheses: Sequence[list[int]], wants: Sequence[int]
     ) -> list[list[int]]:
-        lookup = self._pool.lookups[name]
-        proposals: list[list[int]] = []
-        for row, hypothesis, want in zip(rows, hypotheses, wants, strict=True):
-            context = row.context
-            for token in hypothesis:
-                context = _mix(context, token)
-            tokens: list[int] = []
-            key = _mix(context, 991)
-            while len(tokens) < want and _unit(key, 1 + bool(tokens)) < (lookup.stay if tokens else lookup.hit):
-                token = 0 if _unit(key, 3) < lookup.quality**row.hardness else -1
-                tokens.append(token)
-                context = _mix(context, token)
-                key = _mix(context, 991)
-            proposals.append(tokens)
+        proposals = [
+            self._pool.look_up(name, self._behind(row, hypothesis), want, row.hardness)
+            for row, hypothesis, want in zip(rows, hypotheses, wants, strict=True)
+        ]
         count = sum(len(tokens) for tokens in proposals)
-        self._charge(Forward(name, len(rows), count, 0, lookup.first * len(rows)))
+        self._charge(Forward(name, len(rows), count, 0, self._pool.lookups[name].first * len(rows)))
         return proposals
+
+    def _behind(self, row: SimulatedRow, hypothesis: Sequence[int]) -> int:
+        return functools.reduce(self._pool.after, hypothesis, row.context)
 
     def _charge(self, forward: Forward) -> None:
         self.seconds += forward.seconds

@@ -113,6 +113,22 @@ def test_the_command_writes_what_it_shows(tmp_path):
     assert str(tmp_path) not in json.dumps(content["rows"]) + json.dumps(content["settings"])
 
 
+def test_a_recording_holds_classes_of_tokens_and_no_text(tmp_path):
+    """`specrouter bench recording`: lists of small numbers, as many as tokens; two runs write the same."""
+    paths = [tmp_path / name for name in ("one.json", "two.json")]
+    for path in paths:
+        arguments = ["bench", "recording", str(path), "--workload", "qa", "--limit", "2", "--max-tokens", "8"]
+        outcome = CliRunner().invoke(app, arguments)
+        assert 0 == outcome.exit_code, outcome.output
+    assert paths[0].read_text(encoding="utf-8") == paths[1].read_text(encoding="utf-8")
+    for answer in json.loads(paths[0].read_text(encoding="utf-8"))["answers"]:
+        assert {"demo/draft", "demo/middle"} == set(answer["choices"])
+        for classes in answer["choices"].values():
+            assert 8 == len(classes)
+            assert set(classes) <= {0, 1, 2}
+        assert all(0 <= right <= length for length, right in answer["lookups"]["ngram"])
+
+
 @pytest.mark.parametrize("arguments", [["bench", "--help"], ["bench", "off", "--help"]])
 def test_help(arguments):
     """The subcommands are found and described."""
