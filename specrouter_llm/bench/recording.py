@@ -54,7 +54,8 @@ def _recorded(
     choices = {}
     for draft in drafts:
         chosen = choose(fitted(teacher_forced(draft, answer), target.vocab_size), [segment])[0]
-        drafted = [id_ for id_ in chosen if id_ is not None]  # none is missing where all logits are finite
+        drafted = [id_ for id_ in chosen if id_ is not None]
+        assert len(drafted) == len(chosen), f"{draft.label} gave logits that are not finite"
         choices[draft.label] = [classes[i].setdefault(drafted[i], len(classes[i])) for i in places]
     return RecordedAnswer(len(answer.prompt_ids), choices, {"ngram": _looked_up(sampler, answer)})
 

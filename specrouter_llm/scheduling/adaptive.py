@@ -383,7 +383,7 @@ class AdaptivePolicy:
         for forward in seen.forwards(self._proposers, self._target):
             news = self._latency.observe(forward)
             if forward.level == self._target:
-                self._trials.learnt(forward, news, tried=seen.tries_windows, step=self._step)
+                self._trials.learnt(forward, news, tried=seen.is_trial, step=self._step)
         self._latency.observe_overhead(seen.step.seconds - sum(forward.seconds for forward in seen.step.forwards))
 
     def _settle(self, decision: Decision, seen: Seen) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
-from operator import itemgetter, mul
+from operator import mul
 from typing import Any
 
 import numpy as np
@@ -234,6 +234,7 @@ class Curve:
         calibration is worth, in forwards.
         """
         nearest, near_nodes = _nearness(_padded(tokens, self.sizes), self.tokens, bool(self.sizes))
+        self._lift(nearest)
         news, step = self._believed(nearest, error)
         changed = news is News.CHANGED
         self.forwards += 1
@@ -269,6 +270,13 @@ class Curve:
             for i, value in enumerate(values):
                 self._move(i, min(0.0, math.log(most / value)))
 
+    def _lift(self, place: int) -> None:
+        """What seemed to cost less than fewer tokens was expected to cost as much, and was not seen to be wrong."""
+        seen, own = self._node(self.base, place), self.base[place] * self.factor[place]
+        if seen > own:
+            self._move(place, math.log(seen / own))
+            self.settled[place] += math.log(seen / own)
+
     def _move(self, place: int, step: float) -> None:
         self.shift[place] += step
         self.factor[place] = math.exp(self.shift[place])
@@ -298,11 +306,11 @@ def _padded(tokens: float, sizes: Sequence[int]) -> float:
 def _nearness(tokens: float, nodes: tuple[float, ...], padded: bool) -> tuple[int, tuple[tuple[int, float], ...]]:
     """The nearest node, and nodes with the weight that a forward over `tokens` tokens has for them, 1 there."""
     here = math.log2(min(tokens, nodes[-1]))
+    ways = [abs(here - math.log2(node)) for node in nodes]
     found = []
-    for i, node in enumerate(nodes):
-        way = abs(here - math.log2(node))
+    for i, way in enumerate(ways):
         own = (1 - COMMON) * 2 ** (-OWN_FALL * way)
         near = COMMON * 2 ** (-COMMON_FALL * way) + own if padded else 2 ** (-FALL * way)
         if near >= LEAST_NEAR:
             found.append((i, near))
-    return max(found, key=itemgetter(1))[0], tuple(found)
+    return ways.index(min(ways)), tuple(found)

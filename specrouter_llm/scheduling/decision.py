@@ -18,7 +18,7 @@ class Decision:
     plans: tuple[Plan, ...]
     """To be run."""
     standing: tuple[Plan, ...]
-    """The best known; differs from `plans` in a probe."""
+    """The best known; differs from `plans` in a probe and in a trial."""
     predicted: float
     """Seconds per token of the standing plans, all rows together; NaN if nothing was decided for these very rows."""
     reason: str = ""
@@ -95,8 +95,8 @@ class Seen:
             yield replace(first, seconds=mean) if more else first
 
     @property
-    def tries_windows(self) -> bool:
-        """Whether all rows ran something else than what stands."""
+    def is_trial(self) -> bool:
+        """Whether the rows ran what stands with other windows, or plainly."""
         return self.decision is not None and self.decision.tries and self.decision.probed is None
 
     def planned(self, row_id: int) -> Plan | None:

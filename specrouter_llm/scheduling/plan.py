@@ -78,12 +78,15 @@ class Plan:
             below = [f"{below[0]} or {below[1]}", *below[2:]] if len(below) > 1 else below
         return " > ".join([*below, self.top])
 
-    def offering(self, window: int) -> Plan:
-        """The same chain with another window below the top, and none if that is 0. What looks up first goes on to do so."""
+    def offering(self, window: int, rounds: int) -> Plan:
+        """The same chain with another window below the top, after so many rounds of the level there; none if the window is 0.
+        What looks up first goes on to do so."""
         if self.lookup_first:
             lookup, drafts = self.alternatives
-            return Plan.either(lookup, drafts.offering(window)) if window else lookup
-        return Plan.chain(self.levels, [*self.windows[:-1], window]) if window else Plan((self.top,))
+            return Plan.either(lookup, drafts.offering(window, rounds)) if window else lookup
+        if not window:
+            return Plan((self.top,))
+        return Plan(self.levels, (*self.windows[:-1], window), (*self.rounds[:-2], rounds, *self.rounds[-1:]))
 
     @property
     def route(self) -> tuple[tuple[str, ...], bool]:

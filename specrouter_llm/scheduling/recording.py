@@ -37,13 +37,13 @@ class RecordedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class TimedModel(SimulatedModel):
-    """A model that takes what a latency model says."""
+    """A model that takes what a latency model says of forwards; drafting in loops costs no less."""
 
     name: str = ""
     latency: LatencyModel = field(default_factory=LatencyModel)
 
-    def seconds(self, tokens: int, context: int) -> float:
-        return self.latency.seconds(self.name, tokens, context)
+    def seconds(self, tokens: int, context: int, rows: int = 1) -> float:
+        return self.latency.seconds(self.name, tokens, context, rows)
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class RecordedPool(SimulatedPool):
         models = {name: TimedModel(latency.seconds(name, 1), 0.0, name=name, latency=latency) for name in names}
         lookups = {name: SimulatedLookup(0.0, 0.0, 0.0) for name in answers[0].lookups}
         return cls(models, lookups, overhead=latency.overhead, answers=answers)
+
+    def calibration(self) -> LatencyModel:
+        """What a calibration of these levels says: of its own, for who corrects it."""
+        measured = next(model.latency for model in self.models.values() if isinstance(model, TimedModel))
+        return LatencyModel.from_json(json.dumps(json.loads(measured.to_json()) | {"loops": {}}))
 
     def requests(self) -> list[SimulatedRow]:
         """A row for every answer."""
@@ -114,6 +119,8 @@ def load(path: Path) -> list[RecordedAnswer]:
         if data["version"] != 1:
             raise InvalidParameterError(f"a recording of version {data['version']!r}; this release reads 1")
         return [_answer(row) for row in data["answers"]]
+    except InvalidParameterError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidParameterError(f"{path} is not a recording: {error!r}") from error
 

@@ -50,7 +50,8 @@ class SimulatedModel:
     """Chance that it finds easy or hard what the other models do; else it errs on its own."""
     position: float = 0.0
 
-    def seconds(self, tokens: int, context: int) -> float:
+    def seconds(self, tokens: int, context: int, rows: int = 1) -> float:
+        """Of one forward, all rows together."""
         return self.first + self.each * (tokens - 1) + self.position * context
 
 
@@ -320,9 +321,8 @@ class _Run:
                 if model != self._pool.target and not hypothesis:
                     inner = InnerProposal(below.top, proposal, model, len(tokens) - 1)
                     self.inner.setdefault(row.row_id, []).append(inner)
-        self._charge(
-            Forward(model, len(rows), fed_tokens, context, self._pool.models[model].seconds(fed_tokens, context))
-        )
+        seconds = self._pool.models[model].seconds(fed_tokens, context, len(rows))
+        self._charge(Forward(model, len(rows), fed_tokens, context, seconds))
         return verified
 
     def _score(self, model: str, row: SimulatedRow, num_rows: int) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from specrouter_llm.scheduling.curve import News
 from specrouter_llm.scheduling.estimates import Estimates
-from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.scheduling.plan import Plan, rows_by_chain
 from specrouter_llm.scheduling.policy import Forward
 from specrouter_llm.scheduling.pricing import price
 from specrouter_llm.scheduling.similarity import MAX_WINDOW
@@ -22,13 +22,13 @@ PLAIN_STEPS, PLAIN_AGAIN = 3, 512
 """Plain steps of a batch that are looked at before others are compared with what they cost, and steps until one more is."""
 PLAIN_RETRY = 4
 """Steps until the next try where a prompt was taken in on the way; doubled by each try that failed."""
-WINDOW_STEPS, WINDOW_LATEST, WINDOW_SOON = 16, 128, 4
+WINDOW_STEPS, WINDOW_LATEST, WINDOW_SOON = 64, 256, 4
 """Steps between two trials of other windows: at first and after a surprise, at most, doubled by each that showed nothing; and
 from a change of the machine to the next trial."""
 SCALES = (1 / math.sqrt(2), math.sqrt(2), 0.0)
 """In turn. Small steps lose little, and are followed by others if they show something."""
 WINDOW_REGRET = 0.2
-"""Share of a step that such a trial may be expected to lose: at first a hundredth of the time, a 640th later."""
+"""Share of a step that such a trial may be expected to lose: at first a 320th of the time, a 1,280th later."""
 
 
 @dataclass(slots=True)
@@ -56,11 +56,12 @@ class PlainTrials:
 
     def plans(self, standing: Sequence[Plan], estimates: Estimates, step: int) -> tuple[Plan, ...] | None:
         """Plain ones if it is time for that. What they cost is then seen, unless a prompt comes in the way."""
-        if not self.due(len(standing), step):
+        plans = tuple(Plan((plan.top,)) for plan in standing)
+        if plans == tuple(standing) or not self.due(len(standing), step):
             return None
         seen = self._of(len(standing))
         seen.next_try, seen.pause = step + seen.pause, min(2 * seen.pause, PLAIN_AGAIN)
-        return tuple(Plan((plan.top,)) for plan in standing)
+        return plans
 
     def seen(self, rows: int, step: int) -> None:
         """There was one."""
@@ -96,7 +97,7 @@ class WindowTrials:
         tokens, seconds = price(standing, estimates)
         for _ in SCALES:
             scale, self._turn = SCALES[self._turn], (self._turn + 1) % len(SCALES)
-            plans = tuple(plan.offering(scaled(plan.window, scale)) for plan in standing)
+            plans = resized(standing, scale)
             tried_tokens, tried_seconds = price(plans, estimates)
             regret = tried_seconds - tried_tokens * seconds / tokens
             if plans != tuple(standing) and regret <= WINDOW_REGRET * seconds:
@@ -112,6 +113,20 @@ class WindowTrials:
     def soon(self, step: int) -> None:
         """The machine has changed."""
         self._next, self._pause = min(self._next, step + WINDOW_SOON), WINDOW_STEPS
+
+
+def resized(plans: Sequence[Plan], scale: float) -> tuple[Plan, ...]:
+    """The same chains with other windows. Rows that are drafted for together stay together: they share rounds, which the
+    longest window of them needs."""
+    found = list(plans)
+    for rows in rows_by_chain(dict(enumerate(plans))).values():
+        longest = max(plans[i].window for i in rows)
+        rounds = plans[rows[0]].rounds[-2]
+        if rounds > 1 or longest == 1:  # one round is one of a lookup, or of a level that has enough below it
+            rounds = -(-rounds * scaled(longest, scale) // longest)
+        for i in rows:
+            found[i] = plans[i].offering(scaled(plans[i].window, scale), rounds)
+    return tuple(found)
 
 
 def scaled(window: int, scale: float) -> int:
@@ -141,7 +156,7 @@ class Trials:
         """What to run instead of the standing plans for one step, if it is time for that."""
         for kind in self._kinds:
             plans = kind.plans(standing, estimates, step)
-            if plans is not None and plans != tuple(standing):
+            if plans is not None:
                 self._last = kind
                 return plans
         return None

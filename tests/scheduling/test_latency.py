@@ -100,6 +100,29 @@ def test_a_change_is_not_that_of_numbers_that_were_just_seen(factor):
     assert model.seconds("m", 1, 500) < 0.8 * true_seconds(1, 500) or factor > 1
 
 
+@pytest.mark.parametrize("sizes", [(), (4, 8, 16)])
+def test_what_was_hidden_behind_fewer_tokens_is_corrected_from_what_was_expected(sizes):
+    """Eight tokens of a flat curve become dearer; sixteen, which have not been seen, are then expected to cost as much. A
+    forward that agrees changes nothing, one that is off changes a little, and neither changes what eight cost."""
+    model = LatencyModel.fit({"m": [(n, 0, 0.02) for n in GRID]}, 0.0, sizes={"m": sizes})
+    for seconds in (*[0.02] * 30, *[0.03] * BELIEVED):
+        model.observe(Forward("m", 1, 8, 0, seconds))
+    assert model.seconds("m", 16) == pytest.approx(0.03, rel=0.01)
+    model.observe(Forward("m", 1, 16, 0, 0.0297))
+    for n in (8, 11, 16):
+        assert model.seconds("m", n) == pytest.approx(0.03, rel=0.02)
+    model.observe(Forward("m", 1, 16, 0, 0.022))
+    assert model.seconds("m", 8) > 0.027
+    for _ in range(BELIEVED - 1):
+        model.observe(Forward("m", 1, 16, 0, 0.022))
+    assert model.seconds("m", 16) == pytest.approx(0.022, rel=0.02)
+
+
+def test_a_forward_far_from_all_that_was_measured_is_no_error():
+    model = LatencyModel.fit({"m": [(16, 0, 0.02)]}, 0.0)
+    assert model.observe(Forward("m", 1, 1, 0, 0.02)) is not None
+
+
 def test_learns_an_unknown_level_from_its_first_forward():
     model = LatencyModel()
     assert not model.knows("new")

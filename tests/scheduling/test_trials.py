@@ -25,6 +25,7 @@ from specrouter_llm.scheduling.trials import (
     PlainTrials,
     Trials,
     WindowTrials,
+    resized,
     scaled,
 )
 
@@ -35,7 +36,7 @@ PLAIN = Plan(("target",))
 class Roofline(SimulatedModel):
     """A forward waits for memory, or for arithmetic, whichever takes longer."""
 
-    def seconds(self, tokens, context):
+    def seconds(self, tokens, context, rows=1):
         return max(self.first, self.each * tokens)
 
 
@@ -59,7 +60,7 @@ def test_memory_that_became_faster_or_slower_is_noticed(seed):
     simulator = Simulator(pool(0.02), [SimulatedRow(0, 64, 10**9)], seed=seed)
     for memory in (0.02, 0.008, 0.02, 0.008):
         simulator.pool = pool(memory)
-        found = windows(policy, simulator, 500)
+        found = windows(policy, simulator, 900)
         assert found < 6 if memory < 0.01 else found > 6
 
 
@@ -79,7 +80,7 @@ def estimates():
 @given(st.lists(st.integers(1, MAX_WINDOW), min_size=1, max_size=3).filter(lambda some: len(some) != 2))
 def test_what_is_tried_is_the_same_chain_and_costs_little(estimates, sizes):
     """Fewer tokens, more, none in turn, where that loses no more than a fifth of a step by all that is known."""
-    standing = [Plan.chain(["a", "target"], [size]) for size in sizes]
+    standing = [Plan(("a", "target"), (size,), (max(sizes), 1)) for size in sizes]
     tokens, seconds = price(standing, estimates[len(sizes)])
     trials, tried = WindowTrials(), []
     for step in range(8 * WINDOW_LATEST):
@@ -88,13 +89,34 @@ def test_what_is_tried_is_the_same_chain_and_costs_little(estimates, sizes):
             continue
         tried.append(step)
         assert plans != tuple(standing)
-        assert all(plan == (Plan.chain(["a", "target"], [plan.window]) if plan.window else PLAIN) for plan in plans)
+        assert all(plan.levels == ("a", "target") or plan == PLAIN for plan in plans)
         ways = {(plan.window > size) - (plan.window < size) for plan, size in zip(plans, sizes, strict=True)} - {0}
         assert len(ways) == 1, "all rows feed fewer tokens, or all more"
         tried_tokens, tried_seconds = price(plans, estimates[len(sizes)])
         assert tried_seconds - tried_tokens * seconds / tokens <= WINDOW_REGRET * seconds
-    assert tried[:4] == [WINDOW_STEPS * (2**n) for n in range(4)][: len(tried)]
+    assert tried[:4] == [64, 128, 256, 512][: len(tried)]
     assert len(tried) < 8 + 4
+
+
+@given(st.lists(st.integers(1, MAX_WINDOW), min_size=1, max_size=6), st.sampled_from(SCALES))
+def test_rows_that_are_drafted_for_together_stay_together(sizes, scale):
+    """One draft phase, as long as the longest window needs, whatever the windows are; plain rows stay plain."""
+    shared = [Plan(("a", "target"), (size,), (max(sizes), 1)) for size in sizes]
+    found = resized([*shared, PLAIN], scale)
+    assert found[-1] == PLAIN
+    assert [plan.window for plan in found[:-1]] == [scaled(size, scale) for size in sizes]
+    if scale:
+        assert {plan.rounds for plan in found[:-1]} == {(scaled(max(sizes), scale), 1)}
+    else:
+        assert set(found) == {PLAIN}
+
+
+def test_rounds_of_a_middle_level_grow_with_its_window_and_stay_where_that_cannot_grow():
+    plan = Plan(("a", "b", "target"), (3, 16), (3, 6, 1))
+    assert resized([plan], SCALES[1]) == (plan,)
+    assert resized([plan], SCALES[0]) == (Plan(("a", "b", "target"), (3, 11), (3, 5, 1)),)
+    lookup = Plan(("n", "target"), (8,), (1, 1))
+    assert resized([lookup], SCALES[1]) == (Plan(("n", "target"), (11,), (1, 1)),)
 
 
 def forward(tokens, rows=1):
@@ -129,7 +151,6 @@ def test_all_scales_have_their_turn_even_where_one_would_lose_too_much(estimates
         plans = trials.plans(standing, estimates[1], step)
         tried.extend(plan.window for plan in plans or ())
     assert set(tried) == {6, 11}, "plain decoding would lose more"
-    assert len(SCALES) == 3
 
 
 @given(st.integers(0, MAX_WINDOW))
@@ -154,6 +175,12 @@ def test_plain_trials_wait_longer_after_each_that_showed_nothing():
     trials.seen(16, 2000)
     assert trials.due(16, 2001)
     assert not trials.due(1, 2001)
+
+
+def test_plain_trials_wait_for_somebody_who_drafts():
+    trials = PlainTrials()
+    assert not any(trials.plans([PLAIN] * 8, None, step) for step in range(1600))
+    assert trials.plans([Plan.chain(["a", "target"], [4])] * 8, None, 1600) == (PLAIN,) * 8
 
 
 def test_a_plain_step_that_took_another_time_is_repeated():

@@ -82,14 +82,14 @@ def test_of_two_alternatives_the_one_that_is_left(names, expected):
 
 
 def test_another_window_leaves_the_rest_as_it_is():
-    """The rounds of the level below are what the window needs; what looks up first goes on to do so."""
+    """And what looks up first goes on to do so."""
     chain = Plan.chain(["a", "b", "t"], [2, 6])
-    assert chain.offering(6) == chain
-    assert chain.offering(4) == Plan.chain(["a", "b", "t"], [2, 4])
-    assert chain.offering(0) == Plan(("t",)).offering(0) == Plan(("t",))
+    assert chain.offering(6, 2) == chain
+    assert chain.offering(4, 5) == Plan(("a", "b", "t"), (2, 4), (2, 5, 1))
+    assert chain.offering(0, 1) == Plan(("t",)).offering(0, 1) == Plan(("t",))
     either = Plan.either(LOOKUP, DRAFTS)
-    assert either.offering(3) == Plan.either(LOOKUP, DRAFTS.offering(3))
-    assert either.offering(0) == LOOKUP
+    assert either.offering(3, 2) == Plan.either(LOOKUP, DRAFTS.offering(3, 2))
+    assert either.offering(0, 1) == LOOKUP
 
 
 def test_two_alternatives_are_one_plan():
