@@ -21,7 +21,7 @@ target-only          := $(gsm8k) --widen-target-only
 target-only-assisted := $(gsm8k-assisted) --widen-target-only
 quoting              := speed -w rag -w editing --no-chains --peer generate --peer lookup --all $(call limit,4)
 # Against our own plain decoding and static chains: no peers.
-chains-gsm8k         := speed -w $(GSM8K) --peer none $(call limit,10)
+chains-gsm8k         := speed -w $(GSM8K) --peer none $(call limit,16)
 chains-target-only   := $(chains-gsm8k) --widen-target-only
 chains-code          := speed -w $(HUMANEVAL) --peer none $(call limit,8)
 chains-rag           := speed -w '$(SPEC_BENCH)\#rag' --peer none --max-tokens 48 $(call limit,4)
