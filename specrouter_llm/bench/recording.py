@@ -26,7 +26,11 @@ def record(
     advance: Callable[[str], None] = lambda what: None,
 ) -> list[RecordedAnswer]:
     """One answer per prompt: the target writes it, the drafters then read it in one forward each, lookup searches it at
-    every place. `advance` is called after each."""
+    every place. `advance` is called after each.
+
+    Raises:
+        ContextOverflowError: a prompt that leaves no room for its answer.
+    """
     params = SamplingParams(temperature=workload.temperature, max_tokens=workload.max_tokens, ignore_eos=True)
     with models.engine(max_batch=batch) as engine:
         prompts = [encode(engine, text) for text in workload.prompts]

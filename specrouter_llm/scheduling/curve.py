@@ -121,7 +121,8 @@ class Curve:
             slope.append(rise)
             base.append(max(float(seconds.mean()) - rise * float(contexts.mean()), 1e-3 * float(seconds.min())))
         found = cls.of(tokens, list(accumulate(base, max)), list(accumulate(slope, max)))
-        return found.padded_to(sizes) if sizes else found.on([n for n in NODES if tokens[0] < n < tokens[-1]])
+        between = {float(n) for n in NODES if tokens[0] < n < tokens[-1]}
+        return found.padded_to(sizes) if sizes else found.on(sorted(between.union(found.tokens)))
 
     @classmethod
     def learned(cls, tokens: int, seconds: float) -> Curve:
@@ -129,19 +130,16 @@ class Curve:
         one = seconds / (1 + LEARNED_SLOPE * (tokens - 1))
         return cls.of(NODES, [one * (1 + LEARNED_SLOPE * (n - 1)) for n in NODES], [0.0] * len(NODES))
 
-    def on(self, nodes: Sequence[float]) -> Curve:
-        """The same costs with these nodes beside its own."""
-        nodes = sorted({*self.tokens, *map(float, nodes)})
+    def on(self, nodes: Sequence[float], sizes: Sequence[int] = ()) -> Curve:
+        """The same costs, known at these nodes."""
         base, slope = ([self._value(values, n) for n in nodes] for values in (self.base, self.slope))
-        return replace(Curve.of(nodes, base, slope), row=self.row)
+        return replace(Curve.of(nodes, base, slope, sizes), row=self.row)
 
     def padded_to(self, sizes: Sequence[int]) -> Curve:
         """The same costs with a node for each of these sizes, and none between them."""
         if not sizes:
             return replace(self, sizes=())
-        nodes = [*map(float, sizes), *(node for node in self.tokens if node > sizes[-1])]
-        base, slope = ([self._value(values, n) for n in nodes] for values in (self.base, self.slope))
-        return replace(Curve.of(nodes, base, slope, sizes), row=self.row)
+        return self.on([*map(float, sizes), *(node for node in self.tokens if node > sizes[-1])], sizes)
 
     def times(self, ratio: float) -> Curve:
         """Another one of this shape."""
@@ -272,10 +270,10 @@ class Curve:
 
     def _lift(self, place: int) -> None:
         """What seemed to cost less than fewer tokens was expected to cost as much, and was not seen to be wrong."""
-        seen, own = self._node(self.base, place), self.base[place] * self.factor[place]
-        if seen > own:
-            self._move(place, math.log(seen / own))
-            self.settled[place] += math.log(seen / own)
+        hidden = self._node(self.base, place) / (self.base[place] * self.factor[place])
+        if hidden > 1.0:
+            self._move(place, math.log(hidden))
+            self.settled[place] += math.log(hidden)
 
     def _move(self, place: int, step: float) -> None:
         self.shift[place] += step
