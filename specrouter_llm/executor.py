@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -22,9 +22,9 @@ from specrouter_llm.drafting.proposer import Proposer
 from specrouter_llm.errors import ModelFailure, NumericalError, RequestFailedError
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.sampling.constraint import ENDED
-from specrouter_llm.scheduling.evidence import InnerProposal, scores_of
+from specrouter_llm.scheduling.evidence import ASIDE_WINDOW, InnerProposal, scores_of
 from specrouter_llm.scheduling.plan import Plan, rows_by_chain
-from specrouter_llm.scheduling.policy import Forward, Score, Trial
+from specrouter_llm.scheduling.policy import Aside, Forward, Score, Trial
 from specrouter_llm.state.manager import StateManager
 from specrouter_llm.state.row import Row
 from specrouter_llm.verification.looping import LoopProcessor
@@ -46,6 +46,7 @@ class RowOutcome:
     logits: Tensor | None = None
     """[len(token_ids), V] raw target logits, if the row reports logprobs."""
     error: RequestFailedError | None = None
+    asides: tuple[Aside, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +81,23 @@ class Executor:
         self._target = target
 
     def step(
-        self, rows: Sequence[Row], plans: Sequence[Plan], meanwhile: Callable[[], None] = lambda: None
+        self,
+        rows: Sequence[Row],
+        plans: Sequence[Plan],
+        meanwhile: Callable[[], None] = lambda: None,
+        asides: Collection[str] = (),
     ) -> StepResult:
         """One step: proposals by each row's chain, then one target forward over all rows.
 
-        `meanwhile` is called when that forward is on its way and, on a device, not yet waited for.
+        `meanwhile` is called when that forward is on its way and, on a device, not yet waited for. `asides` are model-free
+        levels that rows which do not use them are asked for too, to see what they would have brought.
 
         Never raises for a model's failure: a drafter that fails is left out, a target failure ends up in the outcomes of
         the rows that cause it.
         """
         started = time.perf_counter()
         log: list[Forward] = []
-        outcomes = self._outcomes(rows, plans, log, meanwhile)
+        outcomes = self._outcomes(rows, plans, log, meanwhile, asides)
         return StepResult(outcomes, tuple(log), time.perf_counter() - started)
 
     def has_model(self, level: str) -> bool:
@@ -111,19 +117,24 @@ class Executor:
         return self._verifying.prefill(model, [row.slot for row in rows], max_tokens)
 
     def _outcomes(
-        self, rows: Sequence[Row], plans: Sequence[Plan], log: list[Forward], meanwhile: Callable[[], None]
+        self,
+        rows: Sequence[Row],
+        plans: Sequence[Plan],
+        log: list[Forward],
+        meanwhile: Callable[[], None],
+        asides: Collection[str] = (),
     ) -> list[RowOutcome]:
         usable = [self.usable(row, plan) for row, plan in zip(rows, plans, strict=True)]
         run = _StepRun(self._state, self._drafting, self._verifying, self._looping, log, meanwhile)
         try:
             with self._rollback.atomic(rows):
-                return run.outcomes(rows, usable)
+                return run.outcomes(rows, usable, asides)
         except ModelFailure as failure:
             if failure.model != self._target:
                 for row, plan in zip(rows, usable, strict=True):
                     if failure.model in plan.levels:
                         row.set_aside[failure.model] = f"raised {type(failure.cause).__name__}: {failure.cause}"
-                return self._outcomes(rows, usable, log, meanwhile)
+                return self._outcomes(rows, usable, log, meanwhile, asides)
             if len(rows) == 1 and usable[0].below is None:
                 return [RowOutcome(rows[0], usable[0], [], error=failure)]
             if len(rows) == 1:  # the proposal may have been too much for it: what plain decoding can do must not fail
@@ -157,9 +168,12 @@ class _StepRun:
     trials: dict[int, list[Trial]] = field(default_factory=lambda: defaultdict(list))
     scores: dict[int, list[Score]] = field(default_factory=lambda: defaultdict(list))
     inner: dict[int, list[InnerProposal]] = field(default_factory=lambda: defaultdict(list))
+    asides: dict[int, list[Aside]] = field(default_factory=lambda: defaultdict(list))
 
-    def outcomes(self, rows: Sequence[Row], plans: Sequence[Plan]) -> list[RowOutcome]:
+    def outcomes(self, rows: Sequence[Row], plans: Sequence[Plan], asides: Collection[str]) -> list[RowOutcome]:
         """What rows look up first, the proposals of the others group by group, then the target once over all rows."""
+        for name in asides:
+            self._ask(name, [row for row, plan in zip(rows, plans, strict=True) if name not in plan.levels])
         hypotheses: list[list[int]] = [[] for _ in rows]
         proposals: list[list[int]] = [[] for _ in rows]
         self._draft(rows, {i: plan.alternatives[0] for i, plan in enumerate(plans) if plan.lookup_first}, proposals)
@@ -170,6 +184,16 @@ class _StepRun:
         self._draft(rows, {i: run for i, run in enumerate(runs) if not proposals[i]}, proposals)
         verified = self.verify(plans[0].top, rows, hypotheses, proposals, [run.below for run in runs], final=True)
         return [self._outcome(row, run, v) for row, run, v in zip(rows, runs, verified, strict=True)]
+
+    def _ask(self, name: str, rows: Sequence[Row]) -> None:
+        """What a model-free level would propose to these rows."""
+        rows = [row for row in rows if row.remaining > 1 and name not in row.set_aside]
+        wants = [min(ASIDE_WINDOW, row.remaining - 1) for row in rows]
+        found = self.drafting.propose(name, rows, [[] for _ in rows], wants, log=self.log) if rows else []
+        for row, want, proposal in zip(rows, wants, found, strict=True):
+            if name not in row.set_aside:
+                self.asides[row.slot].append(Aside(name, want, len(proposal)))
+                self.inner[row.slot].append(InnerProposal(name, proposal))
 
     def _draft(self, rows: Sequence[Row], plans: Mapping[int, Plan], proposals: list[list[int]]) -> None:
         """Fills in the proposals of the rows that have a plan, group by group."""
@@ -279,7 +303,8 @@ class _StepRun:
             return RowOutcome(row, plan, [], trials, error=error)
         logits = verification.logits if row.sampler.params.logprobs else None
         scores = (*self.scores[row.slot], *scores_of(self.inner[row.slot], verification.token_ids))
-        return RowOutcome(row, plan, verification.token_ids, trials, scores, logits)
+        asides = tuple(self.asides[row.slot])
+        return RowOutcome(row, plan, verification.token_ids, trials, scores, logits, asides=asides)
 
 
 def _forced(row: Row, hypothesis: Sequence[int], want: int) -> list[int]:

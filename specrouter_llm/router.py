@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import (
+    AskingPolicy,
     DeferringPolicy,
     ExplainingPolicy,
     FixedPolicy,
@@ -31,6 +32,7 @@ class ChainRouter:
         self._proposers = tuple(proposers)
         self._policy: Policy | None = None
         self._deferring: DeferringPolicy | None = None
+        self._asking: AskingPolicy | None = None
         if policy is not None:
             self.use(policy)
         self._sound: set[Plan] = set()
@@ -49,6 +51,7 @@ class ChainRouter:
         """Plans of rows that do not force a chain come from this policy from now on."""
         self._policy = policy
         self._deferring = policy if isinstance(policy, DeferringPolicy) else None
+        self._asking = policy if isinstance(policy, AskingPolicy) else None
 
     def resolve(
         self, chain: Sequence[str] | None, windows: Sequence[int] | None, speculation: bool | None
@@ -136,6 +139,16 @@ class ChainRouter:
                 self._deferring.reconsider()
             except BaseException:  # a third party's policy
                 logger.exception("the policy could not reconsider")
+
+    def asides(self) -> Collection[str]:
+        """Model-free levels that the policy wants to be asked in this step. Never raises."""
+        if self._asking is None:
+            return ()
+        try:
+            return [name for name in self._asking.asides() if name in self._proposers]
+        except BaseException:  # a third party's policy
+            logger.exception("the policy could not say what to ask")
+            return ()
 
     def observe(self, step: StepObservation) -> None:
         """Passes what a step did to the policy."""

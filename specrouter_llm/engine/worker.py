@@ -254,7 +254,8 @@ class Worker:
         ]
 
     def _step(self, ready: Sequence[Sample], plans: Sequence[Plan]) -> None:
-        result = self._executor.step([_row(sample) for sample in ready], plans, self._router.reconsider)
+        rows = [_row(sample) for sample in ready]
+        result = self._executor.step(rows, plans, self._router.reconsider, self._router.asides())
         done = perf_counter()
         self._num_steps += 1
         observations = []
@@ -289,7 +290,8 @@ class Worker:
         if error is not None and sample.finish_reason is None:
             self._fail(sample, error)
         finished = sample.finish_reason is not None
-        return RowObservation(row.row_id, outcome.plan, outcome.trials, len(taken), finished, outcome.scores)
+        found = outcome.trials, len(taken), finished, outcome.scores, outcome.asides
+        return RowObservation(row.row_id, outcome.plan, *found)
 
     def _call_back(
         self, sample: Sample, outcome: RowOutcome, taken: Sequence[int], result: StepResult

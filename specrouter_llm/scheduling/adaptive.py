@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from specrouter_llm.scheduling.decision import Decision, Seen
 from specrouter_llm.scheduling.estimates import Costs, Estimates, context_bucket
 from specrouter_llm.scheduling.explanation import Explanation, Journal, Switch
 from specrouter_llm.scheduling.latency import LatencyModel
-from specrouter_llm.scheduling.lookups import Calls
+from specrouter_llm.scheduling.lookups import Asides, Calls
 from specrouter_llm.scheduling.offers import MOST_LEVELS
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import Reasons, RowObservation, RowView, StepObservation
@@ -26,7 +26,7 @@ from specrouter_llm.scheduling.similarity import Similarity, regime
 from specrouter_llm.scheduling.trials import Trials
 from specrouter_llm.types import RouteCandidate
 
-REPLAN_STEPS, LEAST_STEPS = 16, 8
+REPLAN_STEPS, LEAST_STEPS = 32, 8
 """A search is reused for the first number of steps; for the second if an estimate moved materially; not at all if a row
 came or went, or if acceptance has changed."""
 ALL_STEPS = 64
@@ -77,9 +77,10 @@ class AdaptivePolicy:
         self._plain = Plan((self._target,))
         self._latency = latency if latency is not None else LatencyModel()
         self._similarity = Similarity(models, proposers, prior)
-        self._rows = RowBook()
+        self._rows = RowBook(self._models)
         self._prober = Prober()
         self._trials = Trials(windows=not deferred)
+        self._asides = Asides(self._proposers)
         self._journal = Journal()
         self._step = 0
         self._searched = 0
@@ -123,6 +124,10 @@ class AdaptivePolicy:
             self._stale = True
         return decision.plans
 
+    def asides(self) -> Collection[str]:
+        """Model-free levels, now and then."""
+        return self._proposers if self._planned and self._asides.due(self._step) else ()
+
     def reconsider(self) -> None:
         """Learns, and decides what `plan` will say for the next step if the rows stay, where that is to be done while a step is
         running."""
@@ -139,6 +144,7 @@ class AdaptivePolicy:
         self._step += 1
         decision, views = (self._decision, self._views) if self._planned else (None, {})
         self._seen.append(seen := Seen(step, decision, views, self._reconsidered))
+        self._asides.observe(step, self._step)
         self._planned = self._reconsidered = False
         waits = self._deferred and len(self._seen) <= TOGETHER
         if not (seen.is_quiet and self._lent) or (self._may_learn() and not waits):
@@ -210,13 +216,14 @@ class AdaptivePolicy:
         if not self._latency.knows(self._target):
             plain = (self._plain,) * len(rows)
             return Decision(key, plain, plain, math.nan, "the target's speed is not known yet")
-        before, due = self._decision, self._due()
+        before = self._decision
+        stands = None
+        if before is not None and before.key == key and not math.isnan(before.predicted) and not self._due():
+            stands = Decision(key, before.standing, before.standing, before.predicted)
+            if not self._curious(rows):
+                return stands
         estimates = self._estimates(rows)  # after which nothing has moved
-        if before is None or before.key != key or math.isnan(before.predicted) or due:
-            standing = self._standing_decision(rows, key, estimates)
-        else:
-            standing = Decision(key, before.standing, before.standing, before.predicted)
-        return self._probe(rows, standing, estimates)
+        return self._probe(rows, stands or self._standing_decision(rows, key, estimates), estimates)
 
     def _due(self) -> bool:
         """Whether the last search is out of date."""
@@ -291,18 +298,15 @@ class AdaptivePolicy:
     def _catch_up(self, rows: Sequence[RowView]) -> Array:
         """[L] seconds per token of the batch: catching up spread over the tokens to come."""
         future = sum(map(self._rows.future, rows))
-        return np.array([self._missing_seconds(level, rows) for level in self._similarity.lower]) / future
-
-    def _missing_seconds(self, level: str, rows: Sequence[RowView]) -> float:
-        """What it costs a model to take in the committed tokens that it lacks, beyond a forward that it runs anyway."""
-        if level in self._proposers or not self._latency.knows(level):
-            return 0.0
-        missing = sum(self._rows[row.row_id].lag(level, row.num_tokens) for row in rows)
-        if missing <= 2 * len(rows):
-            return 0.0
-        return self._latency.seconds(level, missing + 1) - self._latency.seconds(level, 1)
+        levels = self._similarity.lower
+        return np.array([self._rows.missing_seconds(level, rows, self._latency) for level in levels]) / future
 
     # ---------------------------------------------------------------- probing
+
+    def _curious(self, rows: Sequence[RowView]) -> bool:
+        """Whether something may be tried."""
+        unknown = self._unknown(rows[self._step % len(rows)]) is not None
+        return unknown or self._trials.due(len(rows), self._step) or self._prober.looks(self._step)
 
     def _probe(self, rows: Sequence[RowView], standing: Decision, estimates: Estimates) -> Decision:
         """The standing plans with one row on another chain, if one looks worth it at an optimistic estimate."""
@@ -363,12 +367,15 @@ class AdaptivePolicy:
             return None
         if self._rows[rows[place].row_id].blocked.intersection(plan.levels):
             return None
+        row = rows[place : place + 1]
+        catch_up = sum(self._rows.missing_seconds(level, row, self._latency) for level in plan.levels[:-1])
+        gain = hope * self._rows.future(rows[place])
+        if not self._prober.allows(plan.levels, catch_up, gain, self._step):
+            return None  # and what stands is as good as any: the step itself costs no less than its tokens are worth
         small = Plan.chain(plan.levels, [min(window, PROBE_WINDOW) for window in plan.windows])
         decision = standing.probing(place, small)
         tokens, seconds = price(decision.plans, estimates)
-        regret = seconds - tokens * pace
-        regret += sum(self._missing_seconds(level, rows[place : place + 1]) for level in plan.levels[:-1])
-        gain = hope * self._rows.future(rows[place])
+        regret = seconds - tokens * pace + catch_up
         return decision if self._prober.allows(plan.levels, regret, gain, self._step) else None
 
     def _unknown(self, row: RowView) -> str | None:

@@ -23,16 +23,20 @@ def num_scored(missed: int, num_rows: int, *, sampled: bool) -> int:
     return min(missed, most) if missed >= LEAST_SCORED else 0
 
 
+ASIDE_WINDOW = 8
+"""Tokens that a model-free level is asked for beside what a row runs: a step rarely commits more."""
+
+
 class InnerProposal(NamedTuple):
-    """Tokens that a level proposed to a middle level right behind the committed ones.
+    """Tokens that a level proposed to a middle level right behind the committed ones, or beside what the row ran.
 
     Not those behind a hypothesis: where one came true the text is easy, and a level would seem better than it is.
     """
 
     level: str
     token_ids: Sequence[int]
-    upper: str
-    accepted: int
+    upper: str = ""
+    accepted: int = 0
     """Tokens that the middle level would have chosen, too."""
 
 

@@ -1,11 +1,23 @@
-"""What became of the calls of a model-free level in one step of a row."""
+"""Model-free levels: what became of their calls in one step of a row, and when they are asked beside what runs.
+
+A lookup takes microseconds, and what it would have proposed can be held against what the step commits without a token lost.
+So how well it does is always known, while models that do not run must be tried.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 from specrouter_llm.scheduling.plan import Plan
-from specrouter_llm.scheduling.policy import RowObservation
+from specrouter_llm.scheduling.policy import RowObservation, StepObservation
+
+OFTEN, SELDOM = 16, 8
+"""So many steps in which levels are asked follow each other, so many more are two steps apart, and so on up to this distance:
+often at first, when one answer would say little, and later about as often as rows come."""
+ASIDE_SHARE = 0.005
+"""Share of the time that lookups take where levels are asked: a slow one is asked less often."""
 
 
 class Calls(NamedTuple):
@@ -21,6 +33,10 @@ class Calls(NamedTuple):
     @classmethod
     def of(cls, name: str, row: RowObservation, remaining: int, planned: Plan | None = None) -> Calls:
         """`remaining` tokens could still be committed before the step, which was to run `planned`."""
+        beside = [aside for aside in row.asides if aside.level == name]
+        if beside:
+            lengths = [aside.proposed for aside in beside if aside.proposed]
+            return cls(lengths, len(beside) - len(lengths), sum(0 < aside.proposed < aside.wanted for aside in beside))
         trials = [trial for trial in row.trials if trial.lower == name]
         lengths = [trial.proposed for trial in trials]
         plan = row.plan
@@ -44,3 +60,25 @@ class Calls(NamedTuple):
             ends += trial.proposed < min(plan.windows[0], room)
             room -= trial.accepted + 1
         return cls(lengths, misses, ends)
+
+
+class Asides:
+    """When model-free levels are asked what they would have proposed."""
+
+    def __init__(self, proposers: Collection[str]) -> None:
+        self._proposers = proposers
+        self._asked = 0
+        self._next = 0
+
+    def due(self, step: int) -> bool:
+        """Whether to ask in this step."""
+        return bool(self._proposers) and step >= self._next
+
+    def observe(self, seen: StepObservation, step: int) -> None:
+        """What a step did; `step` is the number of the next one. One in which all rows used all levels was none to ask in."""
+        if not any(row.asides for row in seen.rows):
+            return
+        spent = sum(forward.seconds for forward in seen.forwards if forward.level in self._proposers)
+        pause = min(SELDOM, self._asked // OFTEN), math.ceil(spent / (ASIDE_SHARE * max(seen.seconds, 1e-9))) - 1
+        self._asked += 1
+        self._next = step + max(pause)

@@ -39,6 +39,8 @@ _LATER = np.arange(MAX_WINDOW)[None, :] - np.arange(MAX_WINDOW)[:, None]
 _SHIFT = np.where(_LATER < 0, MAX_WINDOW, _LATER)
 """[s, t] t - s, of which 16 stands for less than nothing."""
 WITHIN = (LOOKUP_WINDOWS[:, None] >= PLACES).astype(np.float64)
+_LENGTHS = np.array([1.5, 2.5, 3.5, 5.5, 8.5, 12.5])
+"""Offers of which the mean lies between two of these compete to be verified."""
 _NO_SUB = -1
 
 
@@ -251,8 +253,8 @@ def right_of(level: int, below: Offers, yields: Array, estimates: Estimates) -> 
     and of 0, 1, ... tokens that it accepts all."""
     acceptance, pair = estimates.acceptance, (below.level, level - estimates.num_lookups)
     powers, run = acceptance.pair_survival[pair], acceptance.agreed_survival[pair]
-    alpha, agree = float(acceptance.target[:, level].mean()), acceptance.pairs[pair]
-    differing = np.clip((alpha - agree * acceptance.agreed[pair]) / (1.0 - agree), 0.0, 1.0)
+    alpha, agree = acceptance.mean_target[level], acceptance.pairs[pair]
+    differing = np.minimum(np.maximum((alpha - agree * acceptance.agreed[pair]) / (1.0 - agree), 0.0), 1.0)
     # The round ends behind j accepted tokens: with the level's own one instead of a refused one, or with one more.
     refused = below.survival * np.concatenate([1.0 - powers[:, :1], powers[:, :-1] - powers[:, 1:]], axis=1)
     ended = yields[:, :-1] - yields[:, 1:] - refused
@@ -284,9 +286,9 @@ def rounds_of(cost: Array, yields: Array, right: tuple[Array, Array], counts: In
 def worth_of(level: int, survival: Array, accepted: Array, estimates: Estimates) -> Array:
     """[..., MAX_WINDOW] of a level's offers. What is accepted has been offered, and the level's own choices up to there are
     right: no row's chance is above either."""
-    alpha = float(estimates.acceptance.target[:, level].mean())
-    most = np.minimum(survival / estimates.acceptance.target_survival[:, level].max(axis=0), 1.0)
-    return np.asarray(np.minimum(accepted / alpha**PLACES, most))
+    acceptance = estimates.acceptance
+    most = np.minimum(survival / acceptance.most_survival[level], 1.0)
+    return np.asarray(np.minimum(accepted / acceptance.mean_powers[level], most))
 
 
 def _verified_offers(level: int, estimates: Estimates, below: Offers) -> Offers | None:
@@ -297,13 +299,15 @@ def _verified_offers(level: int, estimates: Estimates, below: Offers) -> Offers 
     if not len(useful):
         return None
     right, whole = right_of(level, below.taken(useful), yields[useful], estimates)
-    length = np.searchsorted((1.5, 2.5, 3.5, 5.5, 8.5, 12.5), mean[useful])
+    length = np.searchsorted(_LENGTHS, mean[useful])
     alone = _step_price(cost[useful, 0], mean[useful], right.sum(axis=1), estimates)
     often = cost[useful, 0] / mean[useful]
-    first = np.union1d(_first_of_each(length, alone), _first_of_each(length, often))  # one round, and many
+    chosen = np.zeros(len(useful), dtype=bool)
+    chosen[_first_of_each(length, alone)] = chosen[_first_of_each(length, often)] = True  # one round, and many
+    first = np.flatnonzero(chosen)
     best = useful[first]
     seconds, survival, accepted = rounds_of(cost[best], yields[best], (right[first], whole[first]), ROUNDS)
-    sub, rounds = np.tile(best, len(ROUNDS)), np.repeat(ROUNDS, len(best))
+    sub, rounds = np.concatenate([best] * len(ROUNDS)), ROUNDS.repeat(len(best))
     return Offers.of(
         level=level,
         seconds=seconds.reshape(-1, 2),
@@ -320,7 +324,7 @@ def _verified_offers(level: int, estimates: Estimates, below: Offers) -> Offers 
 def _cheapest(offers: Offers, estimates: Estimates) -> Offers:
     """Of one level: for each expected length the offer with which the target would take the least seconds per token."""
     mean = offers.survival.sum(axis=1)
-    accepted = offers.worth @ estimates.acceptance.target_survival[:, offers.level[0]].mean(axis=0)
+    accepted = offers.worth @ estimates.acceptance.mean_survival[offers.level[0]]
     price = _step_price(offers.seconds[:, 0], mean, accepted, estimates)
     return offers.taken(_first_of_each(np.rint(mean).astype(np.int64), price))
 

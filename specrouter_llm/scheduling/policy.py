@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -48,6 +48,15 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Aside:
+    """A model-free level was asked for `wanted` tokens beside what a row ran, to see what it would have brought."""
+
+    level: str
+    wanted: int
+    proposed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Forward:
     """One forward of one level within a step, over all rows that took part."""
 
@@ -79,6 +88,7 @@ class RowObservation:
     finished: bool
     """The row will not be seen again."""
     scores: tuple[Score, ...] = ()
+    asides: tuple[Aside, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +123,16 @@ class DeferringPolicy(Policy, Protocol):
     def reconsider(self) -> None:
         """Called in a step when the target's forward is on its way, again where that fails and rows run alone. `observe` of
         that step comes later, and the forward's seconds have this in them."""
+        ...
+
+
+@runtime_checkable
+class AskingPolicy(Policy, Protocol):
+    """A policy that wants to know what model-free levels would have proposed where they are not used. It costs a lookup and
+    no token."""
+
+    def asides(self) -> Collection[str]:
+        """The levels that all rows are asked for in the step that `plan` was just called for."""
         ...
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from specrouter_llm.scheduling.counts import Array
+from specrouter_llm.scheduling.latency import LatencyModel
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import RowObservation, RowView
 from specrouter_llm.types import RouteSwitch
@@ -65,7 +66,9 @@ class RowMemory:
 class RowBook:
     """All rows. A row is dropped once it has finished, or is no longer planned for; its switches stay for a while."""
 
-    def __init__(self) -> None:
+    def __init__(self, models: Collection[str]) -> None:
+        """`models`: levels that have to take in what they missed."""
+        self._models = models
         self._rows: dict[int, RowMemory] = {}
         self._finished: OrderedDict[int, tuple[RouteSwitch, ...]] = OrderedDict()
 
@@ -78,6 +81,15 @@ class RowBook:
     def future(self, row: RowView) -> int:
         """Tokens that a row is expected to have left."""
         return max(1, min(row.remaining, max(HORIZON, self[row.row_id].generated)))
+
+    def missing_seconds(self, level: str, rows: Sequence[RowView], latency: LatencyModel) -> float:
+        """What it costs a model to take in the committed tokens that it lacks, beyond a forward that it runs anyway."""
+        if level not in self._models or not latency.knows(level):
+            return 0.0
+        missing = sum(self[row.row_id].lag(level, row.num_tokens) for row in rows)
+        if missing <= 2 * len(rows):
+            return 0.0
+        return latency.seconds(level, missing + 1) - latency.seconds(level, 1)
 
     def blocked(self, rows: Sequence[RowView], lower: Sequence[str]) -> Array:
         """[R, L] 1 where the engine keeps leaving a level out."""

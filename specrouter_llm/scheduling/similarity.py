@@ -114,14 +114,38 @@ class Acceptance:
         return _survival(self.target, self.target_tilts)
 
     @cached_property
+    def mean_survival(self) -> Array:
+        """[L, MAX_WINDOW]: of all rows together."""
+        return np.asarray(self.target_survival.mean(axis=0))
+
+    @cached_property
+    def most_survival(self) -> Array:
+        """[L, MAX_WINDOW]: of the row that accepts most."""
+        return np.asarray(self.target_survival.max(axis=0))
+
+    @cached_property
+    def mean_target(self) -> Array:
+        """[L] alpha to the target, of all rows together."""
+        return np.asarray(self.target.mean(axis=0))
+
+    @cached_property
+    def mean_powers(self) -> Array:
+        """[L, MAX_WINDOW]: that to the power of k = 1, 2, ..."""
+        return np.asarray(self.mean_target[:, None] ** np.arange(1, MAX_WINDOW + 1))
+
+    @cached_property
     def agreed_survival(self) -> Array:
         """[L, M - 1, MAX_WINDOW + 1]: chance that the target accepts k = 0, 1, ... tokens that both levels agree on."""
         return np.asarray(self.agreed[:, :, None] ** np.arange(MAX_WINDOW + 1))
 
 
 def _survival(alpha: Array, tilts: Array) -> Array:
-    first, other = np.clip(alpha + tilts, LEAST_ALPHA, 1 - LEAST_ALPHA)
+    first, other = _clipped(alpha + tilts)
     return np.asarray(first[..., None] * other[..., None] ** np.arange(MAX_WINDOW))
+
+
+def _clipped(alpha: Array) -> Array:
+    return np.asarray(np.minimum(np.maximum(alpha, LEAST_ALPHA), 1 - LEAST_ALPHA))
 
 
 class _Evidence:
@@ -308,7 +332,8 @@ class Similarity:
         mean, strength = (float(table[cell]) for table in self._priors[bucket])
         if cell[1] != len(self.models) - 1:
             pair = cell[0], cell[1] + self._num_lookups
-            mean = float(bounded(mean, *(self._target_alpha(level, bucket, own) for level in pair)))
+            first, second = (self._target_alpha(level, bucket, own) for level in pair)
+            mean = min(max(mean, first + second - 1), 1 - abs(first - second))  # `bounded`
         workload = self._workload.get(bucket)
         if workload is not None:
             counts = workload.matches
@@ -379,8 +404,7 @@ class Similarity:
             rate = np.clip(mean, 0.1, 0.9)
             weight = own_total + np.minimum(known, SHARED_WEIGHT * own_strength)
             mean = mean + optimism * np.sqrt(rate * (1 - rate) / (weight + 1))
-        clipped: Array = np.clip(mean, LEAST_ALPHA, 1 - LEAST_ALPHA)
-        return clipped
+        return _clipped(mean)
 
     def _counted(self, bucket: int) -> tuple[Array, Array]:
         """[L, M] hits and trials of the workload."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from specrouter_llm.scheduling.evidence import MOST_SCORED, InnerProposal, num_scored, scores_of
+from specrouter_llm.scheduling.evidence import ASIDE_WINDOW, MOST_SCORED, InnerProposal, num_scored, scores_of
 from specrouter_llm.scheduling.plan import Plan, rows_by_chain
 from specrouter_llm.scheduling.policy import (
+    Aside,
+    AskingPolicy,
     Forward,
     Policy,
     RowObservation,
@@ -175,6 +177,7 @@ class Simulator:
     def run(self, policy: Policy, tokens: int, *, steps: int | None = None) -> float:
         """Decodes until so many tokens more are committed, or so many steps are done; returns seconds per token."""
         start, first, begun = self.seconds, self.tokens, self.steps
+        asking = policy if isinstance(policy, AskingPolicy) else None
         while (
             (self.rows or self.waiting)
             and self.tokens - first < tokens
@@ -183,7 +186,7 @@ class Simulator:
             while self.waiting and len(self.rows) < self._slots:
                 self.rows.append(self._started(self.waiting.pop(0)))
             plans = policy.plan([row.view() for row in self.rows])
-            policy.observe(self.step(plans))
+            policy.observe(self.step(plans, asking.asides() if asking is not None else ()))
         return (self.seconds - start) / max(1, self.tokens - first)
 
     def _started(self, row: SimulatedRow) -> SimulatedRow:
@@ -192,9 +195,11 @@ class Simulator:
         row.seen = {self.pool.target: row.num_tokens - 1}
         return row
 
-    def step(self, plans: Sequence[Plan]) -> StepObservation:
+    def step(self, plans: Sequence[Plan], asides: Collection[str] = ()) -> StepObservation:
         """One step, as `Executor.step` and `commit`."""
         run = _Run(self)
+        for name in asides:
+            run.ask(name, [row for row, plan in zip(self.rows, plans, strict=True) if name not in plan.levels])
         begun = self._left if self._plain[1] > 1 and self.pool.ahead else 0.0
         hidden = self.pool.overhead if self._runs_ahead(plans) else 0.0
         proposals: list[list[int]] = [[] for _ in self.rows]
@@ -246,7 +251,8 @@ class Simulator:
         self.tokens += len(tokens)
         trials = tuple(run.trials.get(row.row_id, ()))
         scores = (*run.scores.get(row.row_id, ()), *scores_of(run.inner.get(row.row_id, ()), tokens))
-        return RowObservation(row.row_id, plan, trials, len(tokens), row.remaining <= 0, scores)
+        asides = tuple(run.asides.get(row.row_id, ()))
+        return RowObservation(row.row_id, plan, trials, len(tokens), row.remaining <= 0, scores, asides)
 
     def noisy(self) -> float:
         """A factor around 1, now and then an outlier."""
@@ -266,8 +272,18 @@ class _Run:
         self.trials: dict[int, list[Trial]] = {}
         self.scores: dict[int, list[Score]] = {}
         self.inner: dict[int, list[InnerProposal]] = {}
+        self.asides: dict[int, list[Aside]] = {}
         self.fed: dict[int, dict[str, list[int]]] = {}
         self.seconds = 0.0
+
+    def ask(self, name: str, rows: Sequence[SimulatedRow]) -> None:
+        """What a model-free level would propose to rows that do not use it."""
+        rows = [row for row in rows if row.remaining > 1]
+        wants = [min(ASIDE_WINDOW, row.remaining - 1) for row in rows]
+        found = self._look_up(name, rows, [[] for _ in rows], wants) if rows else []
+        for row, want, proposal in zip(rows, wants, found, strict=True):
+            self.asides.setdefault(row.row_id, []).append(Aside(name, want, len(proposal)))
+            self.inner.setdefault(row.row_id, []).append(InnerProposal(name, proposal))
 
     def propose(
         self, plan: Plan | None, rows: Sequence[SimulatedRow], hypotheses: Sequence[list[int]], wants: Sequence[int]

@@ -524,6 +524,22 @@ def test_a_policy_that_raises(tools, plain, options, caplog):
     ) == errors
 
 
+@pytest.mark.parametrize("answer", [KeyError("whom?"), ["nobody", "draft", "target"], None])
+def test_a_policy_that_asks_whom_it_cannot(tools, plain, answer):
+    """What it raises is nobody's failure, and models are not asked."""
+
+    class Asking(FlakyPolicy):
+        def asides(self):
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    policy = Asking(Plan.chain(["draft", "target"], [3]))
+    with tools.engine_of(tools.family(), max_batch=4, policy=policy) as engine:
+        check_healthy(engine.generate(PROMPTS, SAMPLED), plain["sampled"])
+    assert policy.observed
+
+
 @pytest.mark.parametrize("number", [0, 1, 3])
 def test_a_policy_that_plans_too_few_or_too_many_rows(tools, plain, number):
     """A policy that miscounts the rows slows the step down at worst."""

@@ -54,6 +54,9 @@ class RandomPolicy:
             plans.append(plan)
         return plans
 
+    def asides(self):
+        return self._random.choice([(), ("ngram",)])
+
     def observe(self, observations):
         pass
 
