@@ -32,7 +32,7 @@ chains-mix           := speed -w mix --peer none $(call limit,2)
 # Batches: the sizes, and eight rows of every workload.
 some                 := --chain ngram@8 --chain demo/draft@4
 batch-1-4            := batch -w $(GSM8K) --batch 1 --batch 2 --batch 4 --groups 6 --max-tokens 48 --limit 32
-batch-8              := batch -w $(GSM8K) --batch 8 --groups 3 --max-tokens 48 --limit 32
+batch-8              := batch -w $(GSM8K) --batch 8 --groups 6 --max-tokens 48 --limit 48
 batch-16             := batch -w $(GSM8K) --batch 16 --groups 4 --max-tokens 32 --limit 64 --no-peer $(some)
 batch-32             := batch -w $(GSM8K) --batch 32 --groups 2 --max-tokens 24 --limit 32 $(some)
 batch-8-code         := batch -w $(HUMANEVAL) --batch 8 --groups 2 --max-tokens 48 --limit 16 --no-peer $(some)
