@@ -309,21 +309,23 @@ class AdaptivePolicy:
         return unknown or self._trials.due(len(rows), self._step) or self._prober.looks(self._step)
 
     def _probe(self, rows: Sequence[RowView], standing: Decision, estimates: Estimates) -> Decision:
-        """The standing plans with one row on another chain, if one looks worth it at an optimistic estimate."""
+        """The standing plans with one row on another chain, if one looks worth it at an optimistic estimate.
+
+        Not where a row has come: in the step that is being decided it takes its prompt in, which would show nothing.
+        """
         if not self._lent:
             worth = FIRST_LOAN * len(self._similarity.lower)
             self._prober.lend(max(CHANGE_LOAN, worth) * estimates.plain_seconds, self._step)
-        elif standing.reason == NEW_ROW:
-            self._prober.look_now(self._step)
+        if standing.reason == NEW_ROW:
+            self._prober.look_now(self._step + 1)
+            return standing
         place = self._step % len(rows)
         unknown = self._unknown(rows[place])
         if unknown is not None:
             return standing.probing(place, Plan.chain([unknown, self._target], [2]))
-        # A new row takes its prompt in on the step that is being decided, which would show nothing.
-        if standing.reason != NEW_ROW:
-            other = self._trials.plans(standing.standing, estimates, self._step)
-            if other is not None:
-                return standing.running(other)
+        other = self._trials.plans(standing.standing, estimates, self._step)
+        if other is not None:
+            return standing.running(other)
         if not self._prober.looks(self._step):
             return standing
         chosen = self._promising(rows, standing, estimates, place)

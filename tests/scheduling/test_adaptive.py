@@ -134,15 +134,22 @@ def test_what_a_plain_step_of_a_batch_costs_is_seen(late):
     assert sum(eights[: 4 * PLAIN_STEPS]) == PLAIN_STEPS
 
 
-def test_no_step_of_a_new_row_is_a_plain_trial():
-    """Its prompt is taken in on that step, which would show nothing."""
-    pool = one_drafter(0.9)
+def test_nothing_is_tried_in_a_step_that_takes_a_prompt_in():
+    """It would show nothing, and count as a probe that failed."""
+    pool = two_drafters(0.9, 0.95)
     policy = AdaptivePolicy(list(pool.models), [], calibration(pool), {("a", "target"): 0.95})
     for step in range(60):  # a row leaves and one comes at every step
         plans = policy.plan([RowView(step + i, 64, 300, 0.0) for i in range(8)])
-        assert all(plan != PLAIN for plan in plans)
+        assert len(set(plans)) == 1
+        assert PLAIN not in plans
         rows = tuple(RowObservation(step + i, plan, (), 1, i == 0) for i, plan in enumerate(plans))
         policy.observe(StepObservation(rows, (), 0.05))
+    for _ in range(60):  # the same rows stay
+        plans = policy.plan([RowView(60 + i, 64, 300, 0.0) for i in range(8)])
+        policy.observe(
+            StepObservation(tuple(RowObservation(60 + i, p, (), 1, False) for i, p in enumerate(plans)), (), 0.05)
+        )
+    assert policy.explain().probes
 
 
 @pytest.mark.parametrize("slots", [1, 4])
