@@ -50,8 +50,8 @@ def test_a_lookup_that_never_runs_is_estimated_right(hit, stay, quality, slots):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_lookup_that_was_of_no_use_is_found(seed):
-    """A text that repeats nothing at first, and later all of it: within 100 tokens. Who waits for a probe has not found it after
-    400 in two of three."""
+    """A text that repeats nothing at first, and later all of it: within 100 tokens, where who waits for a probe has not found
+    it after 400 in two of three."""
     pool, later = pool_of(hit=0.02), pool_of(hit=0.98, stay=0.99, quality=0.99)
     policy = policy_of(pool)
     simulator = Simulator(pool, requests(20, 400), slots=1, seed=seed)
