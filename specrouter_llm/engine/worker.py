@@ -290,8 +290,9 @@ class Worker:
         if error is not None and sample.finish_reason is None:
             self._fail(sample, error)
         finished = sample.finish_reason is not None
-        found = outcome.trials, len(taken), finished, outcome.scores, outcome.asides
-        return RowObservation(row.row_id, outcome.plan, *found)
+        return RowObservation(
+            row.row_id, outcome.plan, outcome.trials, len(taken), finished, outcome.scores, outcome.asides
+        )
 
     def _call_back(
         self, sample: Sample, outcome: RowOutcome, taken: Sequence[int], result: StepResult

@@ -14,8 +14,8 @@ from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import RowObservation, StepObservation
 
 OFTEN, SELDOM = 16, 8
-"""So many steps in which levels are asked follow each other, so many more are two steps apart, and so on up to this distance:
-often at first, when one answer would say little, and later about as often as rows come."""
+"""Levels are asked in so many steps in succession, then as often with one step between two, and so on, with so many between
+two in the end: often at first, when one answer would say little, and later about as often as rows come."""
 ASIDE_SHARE = 0.005
 """Share of the time that lookups take where levels are asked: a slow one is asked less often."""
 
