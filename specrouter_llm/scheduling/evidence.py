@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from specrouter_llm.scheduling.policy import Score
 
-LEAST_SCORED = 4
-"""Tokens that a level which catches up is scored on at least: fewer say little, and may be its own proposals of the last
-step."""
+LEAST_SCORED = 3
+"""Tokens that a level which catches up is scored on at least: two may be its own last proposal, which was accepted, and the
+token behind it."""
 MOST_SCORED, MOST_OF_EACH = 32, 8
 """At most: over all rows where they are few; of each row of a batch, and where a choice needs noise for a whole vocabulary."""
 

@@ -322,11 +322,13 @@ def _verified_offers(level: int, estimates: Estimates, below: Offers) -> Offers 
 
 
 def _cheapest(offers: Offers, estimates: Estimates) -> Offers:
-    """Of one level: for each expected length the offer with which the target would take the least seconds per token."""
+    """Of one level: for each expected length the offer with which the target would take the least seconds per token, and that
+    of those that look nothing up: they serve where a lookup has found nothing, too."""
     mean = offers.survival.sum(axis=1)
     accepted = offers.worth @ estimates.acceptance.mean_survival[offers.level[0]]
     price = _step_price(offers.seconds[:, 0], mean, accepted, estimates)
-    return offers.taken(_first_of_each(np.rint(mean).astype(np.int64), price))
+    looks_up = (offers.members & (1 << estimates.num_lookups) - 1) > 0
+    return offers.taken(_first_of_each(2 * np.rint(mean).astype(np.int64) + looks_up, price))
 
 
 def _step_price(seconds: Array, offered: Array, accepted: Array, estimates: Estimates) -> Array:

@@ -30,16 +30,15 @@ import numpy as np
 from specrouter_llm.scheduling.agreement import Agreement
 from specrouter_llm.scheduling.counts import Array, Counts, Memory
 from specrouter_llm.scheduling.policy import Score, Trial
+from specrouter_llm.scheduling.spread import Spread
 
 SIMSCORE_STRENGTH = 12.0
 """Trials that a measured SimScore is worth."""
 DEFAULT_PRIOR = 0.6
 DEFAULT_STRENGTH = 3.0
 """Trials that the default prior is worth."""
-ROW_STRENGTH = 32.0
-"""Trials that the workload's estimate is worth to a row."""
 OWN_STRENGTH = 3.0
-"""The same for a pair whose short memory has shown that this row is not like the workload."""
+"""Trials that the workload's estimate is worth to a row whose short memory has shown that it is another text; else `Spread`."""
 SHARED_WEIGHT = 4.0
 """Optimism about a row counts what the workload knows up to this many times the strength."""
 LOOKUP_STRENGTH = 8.0
@@ -151,11 +150,18 @@ def _clipped(alpha: Array) -> Array:
 class _Evidence:
     """Matches, hits and lengths of one row or of the whole workload."""
 
-    def __init__(self, num_lower: int, num_models: int, num_lookups: int, memory: Memory) -> None:
-        self.matches = Counts((num_lower, num_models), memory)
+    def __init__(self, shape: tuple[int, int], num_lookups: int, memory: Memory) -> None:
+        self.matches = Counts(shape, memory)
         self.lookups = Counts((num_lookups, 2), memory)
-        self.strength = np.full((num_lower, num_models), ROW_STRENGTH)
-        """Trials that the workload's estimate is worth to this row."""
+
+
+class _Row(_Evidence):
+    """What is known of one row alone."""
+
+    def __init__(self, strength: Array, num_lookups: int) -> None:
+        super().__init__((strength.shape[0], strength.shape[1]), num_lookups, ROW_MEMORY)
+        self.strength = strength
+        """[L, M] trials that the workload's estimate is worth to this row."""
         self.reported: Array | None = None
 
 
@@ -168,6 +174,7 @@ class Similarity:
         self.lower = (*proposers, *models[:-1])
         self.models = tuple(models)
         self._num_lookups = len(proposers)
+        self._shape = shape = len(self.lower), len(self.models)
         self._row_of = {name: i for i, name in enumerate(self.lower)}
         self._column_of = {name: i for i, name in enumerate(self.models)}
         self._priors = [self._prior_table(prior or {}, bucket) for bucket in range(4)]
@@ -175,16 +182,17 @@ class Similarity:
         self._places: dict[int, tuple[Counts, Counts]] = {}
         """By regime: matches of the first token of a proposal, and of others behind accepted ones."""
         self._agreement: defaultdict[int, Agreement] = defaultdict(
-            partial(Agreement, len(self.lower), len(self.models), self._num_lookups, WORKLOAD_MEMORY)
+            partial(Agreement, *shape, self._num_lookups, WORKLOAD_MEMORY)
         )
-        self._rows: dict[int, tuple[int, _Evidence]] = {}
+        self._spread: defaultdict[int, Spread] = defaultdict(partial(Spread, shape))
+        self._rows: dict[int, tuple[int, _Row]] = {}
         self._faded = 0
         self.moved = False
         """Whether a value moved materially since the last `acceptance`."""
 
     def _prior_table(self, prior: Mapping[tuple[str, str], float], bucket: int) -> tuple[Array, Array]:
         """[L, M] prior means and their strengths."""
-        mean = np.full((len(self.lower), len(self.models)), DEFAULT_PRIOR)
+        mean = np.full(self._shape, DEFAULT_PRIOR)
         strength = np.full_like(mean, DEFAULT_STRENGTH)
         for (lower, upper), score in prior.items():
             if lower in self._row_of and upper in self._column_of:
@@ -193,21 +201,17 @@ class Similarity:
                 strength[cell] = SIMSCORE_STRENGTH
         return mean, strength
 
-    def _new(self, memory: Memory) -> _Evidence:
-        return _Evidence(len(self.lower), len(self.models), self._num_lookups, memory)
-
     def _shared(self, bucket: int) -> _Evidence:
         found = self._workload.get(bucket)
         if found is None:
-            found = self._workload[bucket] = self._new(WORKLOAD_MEMORY)
-            shape = (len(self.lower), len(self.models))
-            self._places[bucket] = Counts(shape, WORKLOAD_MEMORY), Counts(shape, WORKLOAD_MEMORY)
+            found = self._workload[bucket] = _Evidence(self._shape, self._num_lookups, WORKLOAD_MEMORY)
+            self._places[bucket] = Counts(self._shape, WORKLOAD_MEMORY), Counts(self._shape, WORKLOAD_MEMORY)
         return found
 
-    def _evidence(self, row_id: int, bucket: int) -> _Evidence:
+    def _evidence(self, row_id: int, bucket: int) -> _Row:
         found = self._rows.get(row_id)
         if found is None or found[0] != bucket:
-            found = self._rows[row_id] = (bucket, self._new(ROW_MEMORY))
+            found = self._rows[row_id] = (bucket, _Row(self._spread[bucket].strength(), self._num_lookups))
         return found[1]
 
     # ---------------------------------------------------------------- learning
@@ -317,8 +321,10 @@ class Similarity:
         return dict(zip(self.lower, self._shared(bucket).matches.total[:, -1].tolist(), strict=True))
 
     def forget(self, row_id: int) -> None:
-        """Drops a finished row."""
-        self._rows.pop(row_id, None)
+        """A row has finished: it has shown how far one is from the workload."""
+        bucket, row = self._rows.pop(row_id, (0, None))
+        if row is not None:
+            self._spread[bucket].observe(row.matches, self._shared(bucket).matches)
 
     # ---------------------------------------------------------------- reading
 
@@ -328,7 +334,7 @@ class Similarity:
         found = self._rows.get(row_id) if row_id is not None else None
         return self._alpha(cell, bucket, found[1] if found is not None and found[0] == bucket else None)
 
-    def _alpha(self, cell: tuple[int, int], bucket: int, own: _Evidence | None) -> float:
+    def _alpha(self, cell: tuple[int, int], bucket: int, own: _Row | None) -> float:
         mean, strength = (float(table[cell]) for table in self._priors[bucket])
         if cell[1] != len(self.models) - 1:
             pair = cell[0], cell[1] + self._num_lookups
@@ -344,7 +350,7 @@ class Similarity:
             mean = (float(counts.hits[cell]) + strength * mean) / (float(counts.total[cell]) + strength)
         return mean
 
-    def _target_alpha(self, level: int, bucket: int, own: _Evidence | None) -> float:
+    def _target_alpha(self, level: int, bucket: int, own: _Row | None) -> float:
         return self._alpha((level, len(self.models) - 1), bucket, own)
 
     def acceptance(self, rows: Sequence[tuple[int, int]], optimism: float = 0.0) -> Acceptance:
@@ -378,7 +384,7 @@ class Similarity:
         """[2, L, M]: how far the first token of a proposal, and the others, are from all of them, shrunk towards 0."""
         workload = self._workload.get(bucket)
         if workload is None:
-            return np.zeros((2, len(self.lower), len(self.models)))
+            return np.zeros((2, *self._shape))
         hits, total = (
             np.array([getattr(counts, name) for counts in self._places[bucket]]) for name in ("hits", "total")
         )
@@ -386,7 +392,7 @@ class Similarity:
         tilts: Array = (hits - total * together) / (total + TILT_STRENGTH)
         return tilts
 
-    def _tables(self, buckets: Sequence[int], own: Sequence[_Evidence], optimism: float) -> Array:
+    def _tables(self, buckets: Sequence[int], own: Sequence[_Row], optimism: float) -> Array:
         """[R, L, M] shrunk estimates: rows towards the workload towards the prior."""
         prior, strength = _stacked([self._priors[bucket] for bucket in buckets])
         hits, total = _stacked([self._counted(bucket) for bucket in buckets])
@@ -410,11 +416,11 @@ class Similarity:
         """[L, M] hits and trials of the workload."""
         workload = self._workload.get(bucket)
         if workload is None:
-            nothing = np.zeros((len(self.lower), len(self.models)))
+            nothing = np.zeros(self._shape)
             return nothing, nothing
         return workload.matches.hits, workload.matches.total
 
-    def _lookup_tables(self, buckets: Sequence[int], own: Sequence[_Evidence]) -> Array:
+    def _lookup_tables(self, buckets: Sequence[int], own: Sequence[_Row]) -> Array:
         """[R, P, 2] chances to propose and to go on."""
         mean = {}
         for bucket in set(buckets):

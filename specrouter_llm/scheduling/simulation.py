@@ -140,6 +140,8 @@ class SimulatedRow:
     seen: dict[str, int] = field(default_factory=dict)
     past: list[int] = field(default_factory=list)
     """Contexts in which the last committed tokens were chosen."""
+    started: bool = False
+    """Whether its prompt has been taken in, which nothing is drafted before."""
 
     def view(self) -> RowView:
         return RowView(self.row_id, self.num_tokens, self.remaining, self.temperature)
@@ -190,7 +192,7 @@ class Simulator:
         return (self.seconds - start) / max(1, self.tokens - first)
 
     def _started(self, row: SimulatedRow) -> SimulatedRow:
-        """The target has taken in the prompt; the drafters have not."""
+        """The target has taken in all but the prompt's last token; the drafters nothing."""
         row.context = self.pool.start(self._seed, row.row_id)
         row.seen = {self.pool.target: row.num_tokens - 1}
         return row
@@ -200,6 +202,7 @@ class Simulator:
         run = _Run(self)
         for name in asides:
             run.ask(name, [row for row, plan in zip(self.rows, plans, strict=True) if name not in plan.levels])
+        plans = [plan if row.started else Plan((plan.top,)) for row, plan in zip(self.rows, plans, strict=True)]
         begun = self._left if self._plain[1] > 1 and self.pool.ahead else 0.0
         hidden = self.pool.overhead if self._runs_ahead(plans) else 0.0
         proposals: list[list[int]] = [[] for _ in self.rows]
@@ -246,6 +249,7 @@ class Simulator:
         for token in tokens:
             row.past = [*row.past[1 - MOST_SCORED :], row.context]
             row.context = self.pool.after(row.context, token)
+        row.started = True
         row.num_tokens += len(tokens)
         row.remaining -= len(tokens)
         self.tokens += len(tokens)

@@ -120,18 +120,17 @@ def test_what_a_plain_step_of_a_batch_costs_is_seen(late):
 
     class Counting:
         def plan(self, rows):
-            plans = policy.plan(rows)
-            plain.append((len(rows), all(plan == PLAIN for plan in plans)))
-            return plans
+            return policy.plan(rows)
 
         def observe(self, step):
+            plain.append((len(step.rows), all(row.plan == PLAIN for row in step.rows)))
             policy.observe(step)
 
     simulator.run(Counting(), 8000)
     eights = [was for rows, was in plain if rows == 8]
     most = PLAIN_STEPS + 1 + len(eights) // PLAIN_AGAIN + (0 if late else len(eights) // WINDOW_LATEST + 4)
     assert PLAIN_STEPS <= sum(eights) <= most  # the trials of other windows have plain ones among them
-    assert sum(eights[: 4 * PLAIN_STEPS]) == PLAIN_STEPS
+    assert PLAIN_STEPS <= sum(eights[: 4 * PLAIN_STEPS]) <= PLAIN_STEPS + 1  # the first one takes the prompts in
 
 
 def test_nothing_is_tried_in_a_step_that_takes_a_prompt_in():

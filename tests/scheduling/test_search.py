@@ -196,13 +196,13 @@ def test_a_random_number_of_tokens_costs_its_expectation(rows):
     assert float(found.expected_seconds(Fed(np.zeros_like(reach)))) == pytest.approx(staircase(rows)[rows])
 
 
-def with_lookup(found, hit, stay, alpha, seconds=1e-4):
-    """The same with a model-free level below the models, at these rates."""
+def with_lookup(found, hit, stay, alpha, seconds=1e-4, inside=0.3):
+    """The same with a model-free level below the models, at these rates; drafters accept it at the rate `inside`."""
     size = len(found.lower)
     curves = np.concatenate([np.full((1, 2, MAX_WINDOW + 2), seconds), found.costs.curves])
     drafting = np.concatenate([np.full((1, 2), seconds), found.costs.drafting])
     seen, rows = found.acceptance, found.num_rows
-    pairs = np.concatenate([np.full((1, size + 1), 0.3), seen.pairs])
+    pairs = np.concatenate([np.full((1, size + 1), inside), seen.pairs])
     target = np.concatenate([np.full((rows, 1), alpha), seen.target], axis=1)
     return replace(
         found, lower=("lookup", *found.lower), num_lookups=1, costs=replace(found.costs, curves=curves, drafting=drafting),
@@ -211,11 +211,15 @@ def with_lookup(found, hit, stay, alpha, seconds=1e-4):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("inside", [0.3, 0.9])
 @pytest.mark.parametrize("seed", range(12))
-def test_what_is_looked_up_first_is_priced_as_it_is_searched(seed):
-    """One row: no pair of a lookup and a drafter is much better than what is chosen, and both arithmetics agree."""
+def test_what_is_looked_up_first_is_priced_as_it_is_searched(seed, inside):
+    """One row: no pair of a lookup and a drafter is much better than what is chosen, and both arithmetics agree. Where the
+    drafter is better with the lookup below it, its drafts without it are still needed: once a pair drafted eight tokens
+    where three would have been best, for the others were gone."""
     rng = random.Random(seed)
-    seen = with_lookup(estimates(rng, 3), rng.uniform(0.2, 0.8), rng.uniform(0.8, 0.99), rng.uniform(0.5, 0.95))
+    hit, stay, alpha = rng.uniform(0.2, 0.8), rng.uniform(0.8, 0.99), rng.uniform(0.5, 0.95)
+    seen = with_lookup(estimates(rng, 3), hit, stay, alpha, inside=inside)
     lookups = [Plan.chain(["lookup", "t"], [w]) for w in (1, 2, 4, 6, 8, 12, 16)]
     drafts = [Plan.chain([name, "t"], [w]) for name in ("m0", "m1") for w in range(1, 17)]
     pairs = [Plan.either(*each) for each in itertools.product(lookups, drafts)]
@@ -225,6 +229,7 @@ def test_what_is_looked_up_first_is_priced_as_it_is_searched(seed):
     assert choice.seconds_per_token <= 1.03 * best
     assert per_token(choice.plans, seen) == pytest.approx(choice.seconds_per_token, rel=0.02)
     (told,) = [c for c in search.candidates() if c.plan.lookup_first]
+    assert told.seconds_per_token <= 1.03 * min(per_token([plan], seen) for plan in pairs)
     assert per_token([told.plan], seen) == pytest.approx(told.seconds_per_token, rel=0.02)
 
 
