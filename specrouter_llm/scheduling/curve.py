@@ -28,7 +28,7 @@ FAR = 1 << 20
 """Linear extrapolation goes up to here."""
 LEARNED_SLOPE = 1 / 32
 """A level without measurements is taken to cost t * (1 + (n - 1) / 32) over n tokens until forwards tell."""
-RATE = 0.03
+RATE = 0.02
 """Weight of one forward in the moving average, once there are 1 / RATE of them near it."""
 FIRST = 4.0
 """Forwards that the calibration of a number of tokens is worth; one for plain steps of batches, which it hardly measures."""
@@ -44,6 +44,9 @@ OUTLIER = 3.0
 BELIEVED = 3
 """So many in succession near one node, off the same way, are a machine that has changed: two accidents in succession do
 happen in a thousand steps, and what then looks dear is not run again."""
+CALM = 4000
+"""Forwards in which the memory of a change back fades by half. Each that is remembered doubles the number that is believed for
+the next: who follows a machine that changes every few seconds is always late, and its mean is the better guess."""
 FRESH = 16
 """Then nodes that were seen themselves during so many forwards stay as they are: a machine does not change by one factor."""
 SLACK = 1.05
@@ -95,6 +98,10 @@ class Curve:
     """Weight of the forwards that have corrected it."""
     spread: float = 0.1
     """Running mean of |log error|, by which outliers are known."""
+    back: float = 0.0
+    """Changes of the machine that went the other way than the one before, as remembered when the last one was believed."""
+    changed: tuple[int, float] = (0, 0.0)
+    """Which forward the last change was believed with, and its log error."""
 
     @classmethod
     def of(
@@ -287,9 +294,12 @@ class Curve:
             number, least = 0, 0.0
         else:
             number, least = (number + 1, min(least, error, key=abs)) if least * error > 0 else (1, error)
-        changed = number >= BELIEVED
+        last, before = self.changed
+        is_back, remembered = least * before < 0, self.back * 0.5 ** ((self.forwards - last) / CALM)
+        changed = number >= BELIEVED * 2 ** (remembered * is_back)
         self.odd[nearest] = (0, 0.0) if changed else (number, least)
         if changed:
+            self.back, self.changed = remembered + is_back, (self.forwards, least)
             return News.CHANGED, least
         self.spread = max(self.spread + 0.1 * (min(abs(error), most) - self.spread), 0.01)
         return (News.NONE, error) if usual else (News.ODD, math.copysign(most, error))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specrouter_llm.errors import InvalidParameterError
-from specrouter_llm.scheduling.curve import BELIEVED, News
+from specrouter_llm.scheduling.curve import BELIEVED, CALM, News
 from specrouter_llm.scheduling.latency import GRID, LatencyModel
 from specrouter_llm.scheduling.policy import Forward
 
@@ -100,6 +100,25 @@ def test_a_change_is_not_that_of_numbers_that_were_just_seen(factor):
     assert model.seconds("m", 1, 500) < 0.8 * true_seconds(1, 500) or factor > 1
 
 
+@pytest.mark.parametrize("period", [20, 60])
+def test_a_machine_that_changes_back_and_forth_is_not_followed(period):
+    """It is at first; then its mean is what forwards are taken to cost, for who follows is always late. One that has long been
+    calm is believed again."""
+    model, slow = fitted(), true_seconds(4, 500)
+
+    def believed(periods):
+        forwards = [(1.0, 0.65)[i // period % 2] * slow for i in range(periods * period)]
+        return sum(model.observe(Forward("m", 1, 4, 500, seconds)) is News.CHANGED for seconds in forwards)
+
+    assert believed(10) >= 2
+    assert believed(40) <= 2
+    assert 0.7 * slow < model.seconds("m", 4, 500) < 0.95 * slow
+    for _ in range(6 * CALM):
+        model.observe(Forward("m", 1, 4, 500, slow))
+    changes = [model.observe(Forward("m", 1, 4, 500, 0.65 * slow)) is News.CHANGED for _ in range(2 * BELIEVED)]
+    assert any(changes)
+
+
 @pytest.mark.parametrize("sizes", [(), (4, 8, 16)])
 def test_what_was_hidden_behind_fewer_tokens_is_corrected_from_what_was_expected(sizes):
     """Eight tokens of a flat curve become dearer; sixteen, which have not been seen, are then expected to cost as much. A
@@ -113,7 +132,7 @@ def test_what_was_hidden_behind_fewer_tokens_is_corrected_from_what_was_expected
         assert model.seconds("m", n) == pytest.approx(0.03, rel=0.02)
     model.observe(Forward("m", 1, 16, 0, 0.022))
     assert model.seconds("m", 8) > 0.027
-    for _ in range(BELIEVED - 1):
+    for _ in range(BELIEVED - 1):  # the first change back is believed like any other
         model.observe(Forward("m", 1, 16, 0, 0.022))
     assert model.seconds("m", 16) == pytest.approx(0.022, rel=0.02)
 
@@ -251,7 +270,7 @@ def test_every_padded_size_is_learnt_for_itself():
     model = LatencyModel.fit({"m": [(n, 64, true.get(n, 20 + 2 * n)) for n in GRID]}, 0.0, sizes={"m": sizes})
     assert model.seconds("m", 96) == pytest.approx(148 + 2 * 28)
     choose = random.Random(0)
-    for _ in range(800):
+    for _ in range(1200):
         size = choose.choice(list(true))
         tokens = choose.randint(sizes[sizes.index(size) - 1] + 1, size)
         model.observe(Forward("m", 2, tokens, 0, true[size] * choose.uniform(0.97, 1.03)))
