@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from specrouter_llm.scheduling.search import Candidate
 
-SHARE = 0.01
+SHARE = 0.005
 """Share of the time that probes may cost, as regret: what a probe step took beyond what the standing plan would have
 taken for the same tokens."""
 PROBE_WINDOW = 4
@@ -17,7 +17,7 @@ FIRST_LOAN = 0.6
 """Plain steps' worth of regret per lower level that may be spent ahead at the start, when nothing was ever counted."""
 CHANGE_LOAN = 2.0
 """Plain steps' worth of regret that may be spent ahead when acceptance has changed."""
-CHANGE_STEPS, CHANGE_STAKE = 50, 0.1
+CHANGE_STEPS, CHANGE_STAKE = 50, 0.05
 """For so many steps after a change, and after the start, a probe may also cost this share of what it may gain."""
 EAGER_STEPS = 8
 """The same after a probe that went as well as expected: its models have caught up, so more of it is cheap."""
