@@ -31,8 +31,8 @@ LEARNED_SLOPE = 1 / 32
 RATE = 0.02
 """Weight of one forward in the moving average, once there are 1 / RATE of them near it."""
 DRIFT = RATE**2
-"""What a forward adds to the variance of a node that it says nothing about, in units of a forward's own: what was not seen for a
-while is learnt anew."""
+"""What a forward adds to the variance of a node that it says nothing about, in units of a forward's own: what was not seen for
+a while is learnt anew."""
 FIRST = 4.0
 """Forwards that the calibration of a number of tokens is worth; one for plain steps of batches, which it hardly measures."""
 FALL = 1.5
@@ -112,8 +112,10 @@ class Curve:
     def of(
         cls, tokens: Sequence[float], base: Sequence[float], slope: Sequence[float], sizes: Sequence[int] = ()
     ) -> Curve:
-        zeros, ones = [0.0] * len(tokens), [1.0] * len(tokens)
-        learned = zeros.copy(), ones, zeros.copy(), [0] * len(tokens), zeros.copy(), [(0, 0.0)] * len(tokens), [-FRESH] * len(tokens)
+        size = len(tokens)
+        shift, factor, variance, touched, settled = [0.0] * size, [1.0] * size, [0.0] * size, [0] * size, [0.0] * size
+        odd, seen = [(0, 0.0)] * size, [-FRESH] * size
+        learned = shift, factor, variance, touched, settled, odd, seen
         return cls(tuple(map(float, tokens)), list(base), list(slope), *learned, tuple(sizes))
 
     @classmethod
@@ -266,7 +268,7 @@ class Curve:
         return news
 
     def _gain(self, place: int, near: float, first: float) -> float:
-        """How much of an error is believed of a node: the Kalman gain of a value that drifts, seen at its own place or near it."""
+        """How much of an error is believed of a node: the Kalman gain of a value that drifts, seen at its place or near it."""
         variance = (self.variance[place] or 1.0 / first) + DRIFT * (self.forwards - self.touched[place])
         gain = variance / (1.0 + variance)
         self.touched[place], self.variance[place] = self.forwards, variance * (1.0 - near**2 * gain)

@@ -120,8 +120,8 @@ def test_a_machine_that_changes_back_and_forth_is_not_followed(period):
 
 
 def test_what_was_not_seen_for_a_while_is_learnt_anew():
-    """Eleven tokens have become a twentieth dearer while only one and five were fed: five forwards tell, not fifty. Where they were
-    fed all the time, five are mostly noise."""
+    """Eleven tokens have become a twentieth dearer while only one and five were fed: five forwards tell, not fifty. Where they
+    were fed all the time, five are mostly noise."""
 
     def after(often):
         model, choose = LatencyModel.fit({"m": [(n, 0, 0.012 + 0.0008 * (n - 1)) for n in GRID]}, 0.0), random.Random(2)
