@@ -30,9 +30,6 @@ LEARNED_SLOPE = 1 / 32
 """A level without measurements is taken to cost t * (1 + (n - 1) / 32) over n tokens until forwards tell."""
 RATE = 0.02
 """Weight of one forward in the moving average, once there are 1 / RATE of them near it."""
-DRIFT = RATE**2
-"""What a forward adds to the variance of a node that it says nothing about, in units of a forward's own: what was not seen for
-a while is learnt anew."""
 FIRST = 4.0
 """Forwards that the calibration of a number of tokens is worth; one for plain steps of batches, which it hardly measures."""
 FALL = 1.5
@@ -85,10 +82,8 @@ class Curve:
     shift: list[float]
     factor: list[float]
     """exp(shift), which is read more often than it changes."""
-    variance: list[float]
-    """Of what is known of each node, in units of one forward's; 0 if that is the calibration alone."""
-    touched: list[int]
-    """Which forward last told something about it."""
+    count: list[float]
+    """Weight of the forwards seen near each node."""
     settled: list[float]
     odd: list[tuple[int, float]]
     """How many outliers off the same way the last forwards nearest to each node were, and the least log error of them."""
@@ -112,10 +107,8 @@ class Curve:
     def of(
         cls, tokens: Sequence[float], base: Sequence[float], slope: Sequence[float], sizes: Sequence[int] = ()
     ) -> Curve:
-        size = len(tokens)
-        shift, factor, variance, touched, settled = [0.0] * size, [1.0] * size, [0.0] * size, [0] * size, [0.0] * size
-        odd, seen = [(0, 0.0)] * size, [-FRESH] * size
-        learned = shift, factor, variance, touched, settled, odd, seen
+        zeros, ones = [0.0] * len(tokens), [1.0] * len(tokens)
+        learned = zeros.copy(), ones, zeros.copy(), zeros.copy(), [(0, 0.0)] * len(tokens), [-FRESH] * len(tokens)
         return cls(tuple(map(float, tokens)), list(base), list(slope), *learned, tuple(sizes))
 
     @classmethod
@@ -257,22 +250,16 @@ class Curve:
         if changed:
             self._follow(nearest, near_nodes, step)
             return news
-        shift, factor, settled = self.shift, self.factor, self.settled
+        count, shift, factor, settled = self.count, self.shift, self.factor, self.settled
         for i, near in near_nodes:
-            shift[i] += near * step * self._gain(i, near, first)
+            count[i] += near
+            shift[i] += near * step * max(RATE, 1.0 / (first + count[i]))
             factor[i] = math.exp(shift[i])
             if near >= COUNTING and abs(shift[i] - settled[i]) > MOVED and news is News.NONE:
                 news = News.MOVED
         if step < 0:
             self._cap_fewer(nearest, SLACK)
         return news
-
-    def _gain(self, place: int, near: float, first: float) -> float:
-        """How much of an error is believed of a node: the Kalman gain of a value that drifts, seen at its place or near it."""
-        variance = (self.variance[place] or 1.0 / first) + DRIFT * (self.forwards - self.touched[place])
-        gain = variance / (1.0 + variance)
-        self.touched[place], self.variance[place] = self.forwards, variance * (1.0 - near**2 * gain)
-        return gain
 
     def _follow(self, nearest: int, near_nodes: Sequence[tuple[int, float]], step: float) -> None:
         """All that was not seen itself just now is moved by what is believed."""

@@ -119,25 +119,6 @@ def test_a_machine_that_changes_back_and_forth_is_not_followed(period):
     assert any(changes)
 
 
-def test_what_was_not_seen_for_a_while_is_learnt_anew():
-    """Eleven tokens have become a twentieth dearer while only one and five were fed: five forwards tell, not fifty. Where they
-    were fed all the time, five are mostly noise."""
-
-    def after(often):
-        model, choose = LatencyModel.fit({"m": [(n, 0, 0.012 + 0.0008 * (n - 1)) for n in GRID]}, 0.0), random.Random(2)
-        one, five, eleven = (model.seconds("m", n) for n in (1, 5, 11))
-        for _ in range(600):
-            for n, seconds in ((1, one), (5, five), *[(11, eleven)] * often):
-                model.observe(Forward("m", 1, n, 0, seconds * choose.uniform(0.96, 1.04)))
-        before = model.seconds("m", 11)
-        for _ in range(5):
-            model.observe(Forward("m", 1, 11, 0, 1.05 * before))
-        return (model.seconds("m", 11) / before - 1) / 0.05
-
-    assert after(0) > 0.25
-    assert 0.02 < after(1) < 0.25
-
-
 @pytest.mark.parametrize("sizes", [(), (4, 8, 16)])
 def test_what_was_hidden_behind_fewer_tokens_is_corrected_from_what_was_expected(sizes):
     """Eight tokens of a flat curve become dearer; sixteen, which have not been seen, are then expected to cost as much. A
