@@ -294,15 +294,18 @@ class Curve:
             number, least = 0, 0.0
         else:
             number, least = (number + 1, min(least, error, key=abs)) if least * error > 0 else (1, error)
-        last, before = self.changed
-        is_back, remembered = least * before < 0, self.back * 0.5 ** ((self.forwards - last) / CALM)
-        changed = number >= BELIEVED * 2 ** (remembered * is_back)
+        is_back = least * self.changed[1] < 0
+        changed = not usual and number >= BELIEVED * 2 ** (is_back * self._remembered())
         self.odd[nearest] = (0, 0.0) if changed else (number, least)
         if changed:
-            self.back, self.changed = remembered + is_back, (self.forwards, least)
+            self.back, self.changed = self._remembered() + is_back, (self.forwards, least)
             return News.CHANGED, least
         self.spread = max(self.spread + 0.1 * (min(abs(error), most) - self.spread), 0.01)
         return (News.NONE, error) if usual else (News.ODD, math.copysign(most, error))
+
+    def _remembered(self) -> float:
+        """Changes back, as they are remembered now."""
+        return self.back * 0.5 ** ((self.forwards - self.changed[0]) / CALM)
 
 
 def _padded(tokens: float, sizes: Sequence[int]) -> float:

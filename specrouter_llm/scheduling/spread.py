@@ -21,21 +21,22 @@ KEEP = 0.95
 
 
 class Spread:
-    """Of every pair of levels."""
+    """Of every pair of levels: a table of L lower levels and M models."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
+        """`shape`: (L, M)"""
         self._excess = np.zeros(shape)
         """Squared distances beyond chance, in units of p (1 - p)."""
         self._weight = np.zeros(shape)
 
     def observe(self, row: Counts, workload: Counts) -> None:
-        """A row has finished."""
+        """A row has finished; its counts and the workload's are [L, M]."""
         rate = np.clip((workload.hits + 1) / (workload.total + 2), 0.05, 0.95)
         unit = rate * (1 - rate)
         self._excess = KEEP * self._excess + (row.hits - row.total * rate) ** 2 / unit - row.total
         self._weight = KEEP * self._weight + row.total**2
 
     def strength(self) -> Array:
-        """Trials that the workload's estimate of each pair is worth to a row."""
+        """[L, M] trials that the workload's estimate of each pair is worth to a row."""
         share = (self._excess + FIRST_WEIGHT / STRENGTH) / (self._weight + FIRST_WEIGHT)
         return np.asarray(1 / np.clip(share, 1 / MOST, 1 / STRENGTH))
