@@ -305,7 +305,7 @@ class Curve:
 
     def _remembered(self) -> float:
         """Changes back, as they are remembered now."""
-        return self.back * 0.5 ** ((self.forwards - self.changed[0]) / CALM)
+        return self.back * math.exp2((self.changed[0] - self.forwards) / CALM)
 
 
 def _padded(tokens: float, sizes: Sequence[int]) -> float:
