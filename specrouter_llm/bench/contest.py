@@ -7,6 +7,7 @@ intervals by prompt.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from specrouter_llm.bench.models import encode
 from specrouter_llm.bench.texts import TextPrompt
 from specrouter_llm.bench.workloads import Workload
 from specrouter_llm.engine.spec_router import SpecRouter
+from specrouter_llm.engine.worker import IDLE_SECONDS
 from specrouter_llm.errors import ContextOverflowError, InvalidParameterError
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.types import Completion
@@ -130,11 +132,15 @@ def take_turns(
     groups: Sequence[Sequence[Job]],
     advance: Callable[[str], None] = lambda what: None,
 ) -> dict[str, list[Decoding]]:
-    """Every contestant decodes every group; who begins rotates. One decoding per group, by contestant."""
+    """Every contestant decodes every group; who begins rotates. One decoding per group, by contestant.
+
+    Each begins when the one before it has given its OpenMP helpers back: those of another engine would slow its prefill.
+    """
     found: dict[str, list[Decoding]] = {contestant.name: [] for contestant in contestants}
     for turn, group in enumerate(groups):
         first = turn % len(contestants)
         for contestant in (*contestants[first:], *contestants[:first]):
+            time.sleep(2 * IDLE_SECONDS)
             decoding = contestant.decode(group)
             assert [len(ids) for ids in decoding.token_ids] == [job.params.max_tokens for job in group], contestant.name
             found[contestant.name].append(decoding)

@@ -33,8 +33,9 @@ from specrouter_llm.types import FinishReason, Guarantee, LevelStep, StepInfo
 
 logger = logging.getLogger(__name__)
 
-IDLE_SECONDS = 0.01
-"""Without work for so long, the worker gives its OpenMP team back."""
+IDLE_SECONDS = 0.002
+"""Without work for so long, the worker gives its OpenMP team back: until then its helpers wait actively, at the expense of
+whoever computes now."""
 
 T = TypeVar("T")
 

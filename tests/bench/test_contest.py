@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 
 import pytest
 
@@ -13,6 +14,7 @@ from specrouter_llm.bench.models import Models
 from specrouter_llm.bench.peers import KINDS, peers_of
 from specrouter_llm.bench.rivals import fastest, rivals
 from specrouter_llm.bench.workloads import Workload, workload
+from specrouter_llm.engine.worker import IDLE_SECONDS
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.runtime.packing import has_packing
 from specrouter_llm.sampling.params import SamplingParams
@@ -27,10 +29,11 @@ class Scripted:
     kind = "static"
 
     def __init__(self, name, log, family="static chain"):
-        self.name, self._log, self.family = name, log, family
+        self.name, self._log, self.family, self.began = name, log, family, []
 
     def decode(self, jobs):
         self._log.append(self.name)
+        self.began.append(time.perf_counter())
         return Decoding(tuple((1,) * job.params.max_tokens for job in jobs), 2.0, 1.0, 3, 3)
 
 
@@ -45,6 +48,14 @@ def test_contestants_take_turns_in_rotating_order():
     assert "abcbcacab" == "".join(log)
     assert {"a": 3, "b": 3, "c": 3} == {name: len(each) for name, each in found.items()}
     assert 8 == found["a"][1].num_tokens
+
+
+def test_nobody_begins_beside_the_helpers_of_another():
+    """An engine that has just answered still has them; they wait actively."""
+    both = [Scripted(name, []) for name in "ab"]
+    take_turns(both, [[job()], [job()], [job()]])
+    began = sorted(itertools.chain.from_iterable(one.began for one in both))
+    assert all(later - before > IDLE_SECONDS for before, later in itertools.pairwise(began))
 
 
 def test_a_short_answer_is_no_answer():
