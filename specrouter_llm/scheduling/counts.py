@@ -38,7 +38,7 @@ class Memory:
 class Counts:
     """A table of Beta counts with decay."""
 
-    def __init__(self, shape: tuple[int, int], memory: Memory) -> None:
+    def __init__(self, shape: tuple[int, ...], memory: Memory) -> None:
         self._memory = memory
         self.hits = np.zeros(shape)
         """Decayed successes."""
@@ -50,7 +50,7 @@ class Counts:
         """Step of each cell's last trial."""
         self._faded = 0
 
-    def add(self, cell: tuple[int, int], hits: float, misses: float, step: int, expected: float | None = None) -> bool:
+    def add(self, cell: tuple[int, ...], hits: float, misses: float, step: int, expected: float | None = None) -> bool:
         """Counts trials of one cell; tells whether they show that its rate is not (any more) what was expected.
 
         Args:
@@ -87,7 +87,7 @@ class Counts:
         for table in (self.hits, self.total, self._short_hits, self._short_total):
             table[idle] *= factor
 
-    def shorten(self, cell: tuple[int, int]) -> None:
+    def shorten(self, cell: tuple[int, ...]) -> None:
         """Leaves a cell's rate as it is, but worth no more than what is left after a change."""
         scale = min(1.0, AFTER_CHANGE / max(float(self.total[cell]), AFTER_CHANGE))
         for table in (self.hits, self.total, self._short_hits, self._short_total):

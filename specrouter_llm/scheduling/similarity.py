@@ -19,7 +19,6 @@ counts of the pair itself outweigh it.
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,7 +93,7 @@ class Acceptance:
     pair_tilts: Array
     """[2, L, M] of the first token of a proposal, and of the others."""
     target_tilts: Array
-    """[2, R, L]"""
+    """[2, R, L], or [2, 1, L] of all rows."""
     hits: Array
     """[R, P] chance that a model-free level proposes anything."""
     stays: Array
@@ -179,8 +178,8 @@ class Similarity:
         self._column_of = {name: i for i, name in enumerate(self.models)}
         self._priors = [self._prior_table(prior or {}, bucket) for bucket in range(4)]
         self._workload: dict[int, _Evidence] = {}
-        self._places: dict[int, tuple[Counts, Counts]] = {}
-        """By regime: matches of the first token of a proposal, and of others behind accepted ones."""
+        self._places: dict[int, Counts] = {}
+        """[2, L, M] by regime: matches of the first token of a proposal, and of others behind accepted ones."""
         self._agreement: defaultdict[int, Agreement] = defaultdict(
             partial(Agreement, *shape, self._num_lookups, WORKLOAD_MEMORY)
         )
@@ -205,7 +204,7 @@ class Similarity:
         found = self._workload.get(bucket)
         if found is None:
             found = self._workload[bucket] = _Evidence(self._shape, self._num_lookups, WORKLOAD_MEMORY)
-            self._places[bucket] = Counts(self._shape, WORKLOAD_MEMORY), Counts(self._shape, WORKLOAD_MEMORY)
+            self._places[bucket] = Counts((2, *self._shape), WORKLOAD_MEMORY)
         return found
 
     def _evidence(self, row_id: int, bucket: int) -> _Row:
@@ -225,7 +224,7 @@ class Similarity:
             for evidence in (*self._workload.values(), *(row for _, row in self._rows.values())):
                 evidence.matches.fade(step)
                 evidence.lookups.fade(step)
-            for counts in itertools.chain.from_iterable(self._places.values()):
+            for counts in self._places.values():
                 counts.fade(step)
             for agreement in self._agreement.values():
                 agreement.counts.fade(step)
@@ -239,8 +238,8 @@ class Similarity:
                 continue
             cell = (self._row_of[lower], self._column_of[upper])
             if workload.matches.add(cell, accepted, missed, step):
-                for counts in self._places[bucket]:
-                    counts.shorten(cell)
+                for place in range(2):
+                    self._places[bucket].shorten((place, *cell))
             if own.matches.add(cell, accepted, missed, step, self._alpha(cell, bucket, own)):
                 changed = True
                 own.strength[cell] = OWN_STRENGTH
@@ -254,11 +253,10 @@ class Similarity:
         for trial in trials:
             if trial.proposed < 1 or trial.lower not in self._row_of or trial.upper not in self._column_of:
                 continue
-            cell = (self._row_of[trial.lower], self._column_of[trial.upper])
-            first, others = self._places[bucket]
-            first.add(cell, min(trial.accepted, 1), not trial.accepted, step)
+            cell, places = (self._row_of[trial.lower], self._column_of[trial.upper]), self._places[bucket]
+            places.add((0, *cell), min(trial.accepted, 1), not trial.accepted, step)
             if trial.accepted and trial.proposed > 1:
-                others.add(cell, trial.accepted - 1, trial.accepted < trial.proposed, step)
+                places.add((1, *cell), trial.accepted - 1, trial.accepted < trial.proposed, step)
 
     def _count_agreement(self, bucket: int, scores: Sequence[Score], step: int) -> None:
         for score in scores:
@@ -365,19 +363,18 @@ class Similarity:
             self.moved = False
             for evidence, alpha in zip(own, every, strict=True):
                 evidence.reported = alpha
-        tilts = {bucket: self._tilts(bucket) for bucket in set(buckets)}
-        every_tilt = np.array([tilts[bucket] for bucket in buckets])
         lengths = self._lookup_tables(buckets, own)
         pairs = every.mean(axis=0)
-        agreed = {bucket: self._agreement[bucket].rates(pairs) for bucket in set(buckets)}
+        shared = {bucket: (self._tilts(bucket), self._agreement[bucket].rates(pairs)) for bucket in set(buckets)}
+        tilts, agreed = _stacked([shared[bucket] for bucket in buckets])
         return Acceptance(
             pairs=pairs,
             target=every[:, :, -1],
-            pair_tilts=every_tilt.mean(axis=0),
-            target_tilts=every_tilt[:, :, :, -1].swapaxes(0, 1),
+            pair_tilts=tilts.mean(axis=0),
+            target_tilts=tilts[:, :, :, -1].swapaxes(0, 1),
             hits=lengths[:, :, 0],
             stays=lengths[:, :, 1],
-            agreed=np.mean([agreed[bucket] for bucket in buckets], axis=0),
+            agreed=agreed.mean(axis=0),
         )
 
     def _tilts(self, bucket: int) -> Array:
@@ -385,11 +382,9 @@ class Similarity:
         workload = self._workload.get(bucket)
         if workload is None:
             return np.zeros((2, *self._shape))
-        hits, total = (
-            np.array([getattr(counts, name) for counts in self._places[bucket]]) for name in ("hits", "total")
-        )
+        places = self._places[bucket]
         together = workload.matches.hits / np.maximum(workload.matches.total, 1e-9)
-        tilts: Array = (hits - total * together) / (total + TILT_STRENGTH)
+        tilts: Array = (places.hits - places.total * together) / (places.total + TILT_STRENGTH)
         return tilts
 
     def _tables(self, buckets: Sequence[int], own: Sequence[_Row], optimism: float) -> Array:
@@ -405,7 +400,7 @@ class Similarity:
 
         target = shrunk(prior)[:, :, -1]
         met = bounded(prior[:, :, :-1], target[:, :, None], target[:, None, self._num_lookups :])
-        mean = shrunk(np.concatenate([met, prior[:, :, -1:]], axis=2))
+        mean = shrunk(np.concatenate([met, np.broadcast_to(prior[:, :, -1:], (*met.shape[:2], 1))], axis=2))
         if optimism:
             rate = np.clip(mean, 0.1, 0.9)
             weight = own_total + np.minimum(known, SHARED_WEIGHT * own_strength)
@@ -435,8 +430,10 @@ class Similarity:
 
 
 def _stacked(tables: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:
-    """Of R tuples of arrays, each of them as one array of R."""
-    return tuple(np.array(some) for some in zip(*tables, strict=True))
+    """Of R tuples of arrays, each of them as one array of R, or of one for all: read-only."""
+    return tuple(
+        some[0][None] if all(each is some[0] for each in some) else np.array(some) for some in zip(*tables, strict=True)
+    )
 
 
 def _merged(trials: Sequence[Trial]) -> list[tuple[str, str, int, int]]:
