@@ -10,14 +10,14 @@ import numpy as np
 
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.counts import Array
-from specrouter_llm.scheduling.decision import Decision, Seen
+from specrouter_llm.scheduling.decision import Decision, RowSeen, Seen, rows_of
 from specrouter_llm.scheduling.estimates import Costs, Estimates, context_bucket
 from specrouter_llm.scheduling.explanation import Explanation, Journal, Switch
 from specrouter_llm.scheduling.latency import LatencyModel
-from specrouter_llm.scheduling.lookups import Asides, Calls
+from specrouter_llm.scheduling.lookups import Asides
 from specrouter_llm.scheduling.offers import MOST_LEVELS
 from specrouter_llm.scheduling.plan import Plan
-from specrouter_llm.scheduling.policy import Reasons, RowObservation, RowView, StepObservation
+from specrouter_llm.scheduling.policy import Reasons, RowView, StepObservation
 from specrouter_llm.scheduling.pricing import OTHER_CHAIN_GAIN, PLAIN_GAIN, best_draft, least_gain, pays, price
 from specrouter_llm.scheduling.probing import CHANGE_LOAN, FIRST_LOAN, PROBE_WINDOW, Prober, most_telling
 from specrouter_llm.scheduling.rows import RowBook
@@ -34,7 +34,7 @@ ALL_STEPS = 64
 levels of the best offers only."""
 ACTIVE_OFFERS = 12
 TOGETHER = 4
-"""Rows of steps that are learnt from at once, unless one has ended or something was tried."""
+"""Steps that are learnt from at once, unless a row has ended or something was tried."""
 OPTIMISM, CHANGED_OPTIMISM = 1.5, 2.5
 """Standard errors above the estimate at which idle chains are looked at for a probe: as a rule, and after a change."""
 NEW_ROW = "a row has come"
@@ -152,8 +152,7 @@ class AdaptivePolicy:
 
     def _may_learn(self) -> bool:
         """Whether there is enough to learn from: out of the caches, one step of one row is nearly as dear as a few."""
-        rows = sum(max(1, len(each.step.rows)) for each in self._seen)  # all rows of a step may have failed
-        return rows >= TOGETHER or self._prober.looks(self._step)
+        return len(self._seen) >= TOGETHER or self._prober.looks(self._step)
 
     def _learn(self) -> None:
         """Corrects latencies by the forwards, similarities by the trials, and puts decisions into force."""
@@ -162,8 +161,8 @@ class AdaptivePolicy:
             self._learn_latency(each)
             if each.decision is not None and any(row.committed for row in each.step.rows):
                 self._settle(each.decision, each)
-            for row in each.step.rows:
-                self._learn_row(row, each)
+        for row_id, row in rows_of(seen).items():
+            self._learn_row(row_id, row)
         # A look that `_next` has had is told of when that is in force.
         self._stale |= self._due() or (self._next is None and self._prober.looks(self._step))
         self._stale |= self._decision is not None and self._trials.due(len(self._decision.key), self._step)
@@ -429,22 +428,19 @@ class AdaptivePolicy:
         success = self._similarity.surprise(run.row_id, bucket, run.trials, run.scores) >= 0
         self._prober.result(levels, step.seconds - committed * decision.predicted, success, self._step)
 
-    def _learn_row(self, row: RowObservation, seen: Seen) -> None:
-        view = seen.views.get(row.row_id)
-        if view is None:  # a row with a forced chain: its regime is not known
-            return
-        bucket = regime(view.temperature)
-        planned = seen.planned(row.row_id)
-        self._rows[row.row_id].observe(planned, row, view.num_tokens)
-        if self._similarity.observe(row.row_id, bucket, row.trials, self._step, row.scores):
+    def _learn_row(self, row_id: int, row: RowSeen) -> None:
+        bucket = regime(row.temperature)
+        for view, planned, observed in zip(row.views, row.planned, row.observed, strict=True):
+            self._rows[row_id].observe(planned, observed, view.num_tokens)
+        if self._similarity.observe(row_id, bucket, row.trials, self._step, row.scores):
             self._shaken = True
-            self._similarity.doubt(row.row_id, self._step)
+            self._similarity.doubt(row_id, self._step)
             if self._latency.knows(self._target):
                 self._prober.lend(CHANGE_LOAN * self._latency.seconds(self._target, 1), self._step)
         for name in self._proposers:
-            calls = Calls.of(name, row, view.remaining, planned)
+            calls = row.calls(name)
             if calls.lengths or calls.misses:
-                self._similarity.observe_lookup(row.row_id, bucket, name, *calls, self._step)
+                self._similarity.observe_lookup(row_id, bucket, name, *calls, self._step)
         if row.finished:
-            self._rows.finish(row.row_id)
-            self._similarity.forget(row.row_id)
+            self._rows.finish(row_id)
+            self._similarity.forget(row_id)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from specrouter_llm.scheduling.lookups import Calls
 from specrouter_llm.scheduling.plan import Plan
-from specrouter_llm.scheduling.policy import Forward, RowView, StepObservation
+from specrouter_llm.scheduling.policy import Forward, RowObservation, RowView, Score, StepObservation, Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +105,49 @@ class Seen:
         if self.decision is None or row_id not in self.decision.key:
             return None
         return self.decision.plans[self.decision.key.index(row_id)]
+
+
+@dataclass(slots=True)
+class RowSeen:
+    """One row in steps that have not been learnt from yet. What it has shown in all of them is learnt at once."""
+
+    views: list[RowView] = field(default_factory=list)
+    planned: list[Plan | None] = field(default_factory=list)
+    """What it was to run in each step."""
+    observed: list[RowObservation] = field(default_factory=list)
+
+    @property
+    def temperature(self) -> float:
+        return self.views[-1].temperature
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Of all steps."""
+        return [trial for row in self.observed for trial in row.trials]
+
+    @property
+    def scores(self) -> list[Score]:
+        """Of all steps."""
+        return [score for row in self.observed for score in row.scores]
+
+    @property
+    def finished(self) -> bool:
+        return self.observed[-1].finished
+
+    def calls(self, name: str) -> Calls:
+        """Of a model-free level, in all steps."""
+        found = zip(self.observed, self.views, self.planned, strict=True)
+        return Calls.joined([Calls.of(name, row, view.remaining, planned) for row, view, planned in found])
+
+
+def rows_of(steps: Sequence[Seen]) -> dict[int, RowSeen]:
+    """What these steps have shown of each row that a policy has decided for: of others the regime is not known."""
+    rows: dict[int, RowSeen] = {}
+    for seen in steps:
+        for row in seen.step.rows:
+            if (view := seen.views.get(row.row_id)) is not None:
+                found = rows.setdefault(row.row_id, RowSeen())
+                found.views.append(view)
+                found.planned.append(seen.planned(row.row_id))
+                found.observed.append(row)
+    return rows

@@ -1,11 +1,12 @@
-"""What is known about levels that the target did not verify: their choices, held against what it committed."""
+"""Evidence of how alike levels are: proposals that were verified, and choices of levels that the target did not verify, held
+against what it committed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from specrouter_llm.scheduling.policy import Score
+from specrouter_llm.scheduling.policy import Score, Trial
 
 LEAST_SCORED = 3
 """Tokens that a level which catches up is scored on at least: two may be its own last proposal, which was accepted, and the
@@ -54,3 +55,31 @@ def scores_of(proposals: Iterable[InnerProposal], committed: Sequence[int]) -> t
             if known:
                 found.append(Score(level, matched + (matched < len(known)), matched, agreed))
     return tuple(found)
+
+
+class Matches(NamedTuple):
+    """How often one level's tokens were another's choices, in proposals that were verified."""
+
+    lower: str
+    upper: str
+    first: tuple[int, int]
+    """Accepted tokens and first rejections in the first place of a proposal,"""
+    others: tuple[int, int]
+    """and behind accepted ones."""
+
+    @property
+    def together(self) -> tuple[str, str, int, int]:
+        """(lower, upper, accepted tokens, first rejections), wherever."""
+        return self.lower, self.upper, self.first[0] + self.others[0], self.first[1] + self.others[1]
+
+
+def matches_of(trials: Sequence[Trial]) -> list[Matches]:
+    """Of each pair of levels in these trials."""
+    merged: dict[tuple[str, str], list[int]] = {}
+    for trial in trials:
+        if trial.proposed > 0:
+            found = merged.setdefault((trial.lower, trial.upper), [0, 0, 0, 0])
+            found[not trial.accepted] += 1
+            found[2] += max(trial.accepted - 1, 0)
+            found[3] += 0 < trial.accepted < trial.proposed
+    return [Matches(*pair, (a, b), (c, d)) for pair, (a, b, c, d) in merged.items()]

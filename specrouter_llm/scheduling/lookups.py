@@ -7,7 +7,7 @@ So how well it does is always known, while models that do not run must be tried.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from specrouter_llm.scheduling.plan import Plan
@@ -21,7 +21,7 @@ ASIDE_SHARE = 0.005
 
 
 class Calls(NamedTuple):
-    """How often and how long it proposed. A call that proposed nothing leaves no trial."""
+    """How often and how long it proposed, in one step or in several. A call that proposed nothing leaves no trial."""
 
     lengths: list[int]
     """Tokens of each proposal."""
@@ -60,6 +60,12 @@ class Calls(NamedTuple):
             ends += trial.proposed < min(plan.windows[0], room)
             room -= trial.accepted + 1
         return cls(lengths, misses, ends)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Calls]) -> Calls:
+        """Of several steps."""
+        lengths = [length for part in parts for length in part.lengths]
+        return cls(lengths, sum(part.misses for part in parts), sum(part.ends for part in parts))
 
 
 class Asides:

@@ -28,6 +28,7 @@ import numpy as np
 
 from specrouter_llm.scheduling.agreement import Agreement
 from specrouter_llm.scheduling.counts import Array, Counts, Memory
+from specrouter_llm.scheduling.evidence import Matches, matches_of
 from specrouter_llm.scheduling.policy import Score, Trial
 from specrouter_llm.scheduling.spread import Spread
 
@@ -229,11 +230,10 @@ class Similarity:
             for agreement in self._agreement.values():
                 agreement.counts.fade(step)
         changed = False
-        workload = self._shared(bucket)
-        own = self._evidence(row_id, bucket)
-        self._count_places(bucket, trials, step)
+        workload, own, matches = self._shared(bucket), self._evidence(row_id, bucket), matches_of(trials)
+        self._count_places(bucket, matches, step)
         self._count_agreement(bucket, scores, step)
-        for lower, upper, accepted, missed in (*_merged(trials), *self._against_target(scores)):
+        for lower, upper, accepted, missed in (*(pair.together for pair in matches), *self._against_target(scores)):
             if lower not in self._row_of or upper not in self._column_of:
                 continue
             cell = (self._row_of[lower], self._column_of[upper])
@@ -249,14 +249,13 @@ class Similarity:
         self.moved |= changed
         return changed
 
-    def _count_places(self, bucket: int, trials: Sequence[Trial], step: int) -> None:
-        for trial in trials:
-            if trial.proposed < 1 or trial.lower not in self._row_of or trial.upper not in self._column_of:
-                continue
-            cell, places = (self._row_of[trial.lower], self._column_of[trial.upper]), self._places[bucket]
-            places.add((0, *cell), min(trial.accepted, 1), not trial.accepted, step)
-            if trial.accepted and trial.proposed > 1:
-                places.add((1, *cell), trial.accepted - 1, trial.accepted < trial.proposed, step)
+    def _count_places(self, bucket: int, matches: Sequence[Matches], step: int) -> None:
+        for pair in matches:
+            if pair.lower in self._row_of and pair.upper in self._column_of:
+                for place, counts in enumerate((pair.first, pair.others)):
+                    if any(counts):
+                        cell = place, self._row_of[pair.lower], self._column_of[pair.upper]
+                        self._places[bucket].add(cell, *counts, step)
 
     def _count_agreement(self, bucket: int, scores: Sequence[Score], step: int) -> None:
         for score in scores:
@@ -291,7 +290,7 @@ class Similarity:
 
     def surprise(self, row_id: int, bucket: int, trials: Sequence[Trial], scores: Sequence[Score] = ()) -> float:
         """Matches beyond what was expected of these trials and scores, before they are observed; -1 if there were none."""
-        counts = (*_merged(trials), *self._against_target(scores))
+        counts = (*(pair.together for pair in matches_of(trials)), *self._against_target(scores))
         found = [(alpha, a, m) for lower, upper, a, m in counts if (
             alpha := self._known_alpha(lower, upper, bucket, row_id)) is not None]  # fmt: skip
         return sum(a - alpha * (a + m) for alpha, a, m in found) if found else -1.0
@@ -434,14 +433,3 @@ def _stacked(tables: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:
     return tuple(
         some[0][None] if all(each is some[0] for each in some) else np.array(some) for some in zip(*tables, strict=True)
     )
-
-
-def _merged(trials: Sequence[Trial]) -> list[tuple[str, str, int, int]]:
-    """(lower, upper, accepted, first rejections) of each pair."""
-    merged: dict[tuple[str, str], list[int]] = {}
-    for trial in trials:
-        if trial.proposed > 0:
-            found = merged.setdefault((trial.lower, trial.upper), [0, 0])
-            found[0] += trial.accepted
-            found[1] += trial.accepted < trial.proposed
-    return [(lower, upper, accepted, missed) for (lower, upper), (accepted, missed) in merged.items()]

@@ -22,6 +22,9 @@ PLAIN_STEPS, PLAIN_AGAIN = 3, 512
 """Plain steps of a batch that are looked at before others are compared with what they cost, and steps until one more is."""
 PLAIN_RETRY = 4
 """Steps until the next try where a prompt was taken in on the way; doubled by each try that failed."""
+PLAIN_LASTING = 8
+"""Steps that a batch must have kept its number of rows for, about: what the last rows of many would cost is of no use when they
+are gone."""
 WINDOW_STEPS, WINDOW_LATEST, WINDOW_SOON = 64, 256, 4
 """Steps between two trials of other windows: at first and after a surprise, at most, doubled by each that showed nothing; and
 from a change of the machine to the next trial."""
@@ -46,11 +49,14 @@ class PlainTrials:
     def __init__(self) -> None:
         self._known: dict[int, _Seen] = {}
         """By number of rows, in half octaves."""
+        self._size, self._since = 0, 0
+        """That of the last step, and the step that it came with."""
 
     def due(self, rows: int, step: int) -> bool:
         """Whether the next step should be plain to see what that costs."""
         seen = self._of(rows)
-        if rows == 1 or step < seen.next_try:
+        lasts = _half_octaves(rows) == self._size and step - self._since >= PLAIN_LASTING
+        if rows == 1 or step < seen.next_try or not lasts:
             return False
         return seen.count < PLAIN_STEPS or step - seen.last >= PLAIN_AGAIN
 
@@ -63,8 +69,13 @@ class PlainTrials:
         seen.next_try, seen.pause = step + seen.pause, min(2 * seen.pause, PLAIN_AGAIN)
         return plans
 
+    def ran(self, rows: int, step: int) -> None:
+        """There was a step of so many rows."""
+        if _half_octaves(rows) != self._size:
+            self._size, self._since = _half_octaves(rows), step
+
     def seen(self, rows: int, step: int) -> None:
-        """There was one."""
+        """It was a plain one."""
         seen = self._of(rows)
         seen.count, seen.last, seen.next_try, seen.pause = min(seen.count + 1, PLAIN_STEPS), step, step, PLAIN_RETRY
 
@@ -74,7 +85,11 @@ class PlainTrials:
         seen.count, seen.next_try = min(seen.count, PLAIN_STEPS - 1), step
 
     def _of(self, rows: int) -> _Seen:
-        return self._known.setdefault(round(2 * math.log2(rows)), _Seen())
+        return self._known.setdefault(_half_octaves(rows), _Seen())
+
+
+def _half_octaves(rows: int) -> int:
+    return round(2 * math.log2(rows))
 
 
 class WindowTrials:
@@ -163,6 +178,7 @@ class Trials:
 
     def learnt(self, forward: Forward, news: News, *, tried: bool, step: int) -> None:
         """A forward of the target was learnt from; `tried` if it was a trial's."""
+        self._plain.ran(forward.num_rows, step)
         if forward.num_tokens == forward.num_rows:
             self._plain.seen(forward.num_rows, step)
         if news is News.CHANGED:

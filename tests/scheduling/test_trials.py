@@ -16,6 +16,7 @@ from specrouter_llm.scheduling.simulation import SimulatedModel, SimulatedPool, 
 from specrouter_llm.scheduling.sweep import calibration
 from specrouter_llm.scheduling.trials import (
     PLAIN_AGAIN,
+    PLAIN_LASTING,
     PLAIN_STEPS,
     SCALES,
     WINDOW_LATEST,
@@ -167,9 +168,16 @@ def test_other_windows_are_other_ones_where_there_are_any(window):
         assert fewer == more == 0
 
 
+def of_rows(rows):
+    """Plain trials of a batch that has had so many rows for long enough."""
+    trials = PlainTrials()
+    trials.ran(rows, -PLAIN_LASTING)
+    return trials
+
+
 def test_plain_trials_wait_longer_after_each_that_showed_nothing():
     """Where a prompt is taken in at every step, batches are not decoded plainly for ever."""
-    trials = PlainTrials()
+    trials = of_rows(16)
     standing = [Plan.chain(["a", "target"], [4])] * 16
     tried = [step for step in range(2000) if trials.plans(standing, None, step)]
     assert [0, 4, 12, 28] == tried[:4]
@@ -180,14 +188,31 @@ def test_plain_trials_wait_longer_after_each_that_showed_nothing():
 
 
 def test_plain_trials_wait_for_somebody_who_drafts():
-    trials = PlainTrials()
+    trials = of_rows(8)
     assert not any(trials.plans([PLAIN] * 8, None, step) for step in range(1600))
     assert trials.plans([Plan.chain(["a", "target"], [4])] * 8, None, 1600) == (PLAIN,) * 8
+
+
+def test_plain_trials_wait_until_a_number_of_rows_lasts():
+    """The last rows of many are gone before it could be of use."""
+    trials, standing = PlainTrials(), {rows: [Plan.chain(["a", "target"], [4])] * rows for rows in (2, 4, 7, 8)}
+    for step in range(41):  # rows come and go: now it is this many, now that
+        rows = 8 if step % PLAIN_LASTING else 4
+        trials.ran(rows, step)
+        assert trials.plans(standing[rows], None, step + 1) is None
+    tried = []
+    for step in range(41, 60):  # seven and eight are nearly as many
+        rows = 7 + step % 2
+        trials.ran(rows, step)
+        tried += [step] * (trials.plans(standing[rows], None, step + 1) is not None)
+    assert tried[0] == 40 + PLAIN_LASTING
+    assert trials.plans(standing[2], None, 61) is None
 
 
 def test_a_plain_step_that_took_another_time_is_repeated():
     trials = Trials(windows=False)
     standing = [Plan.chain(["a", "target"], [4])] * 8
+    trials.learnt(forward(40, 8), News.NONE, tried=False, step=-PLAIN_LASTING)
     for step in range(PLAIN_STEPS):
         assert trials.plans(standing, None, step) == (PLAIN,) * 8
         trials.learnt(forward(8, 8), News.NONE, tried=True, step=step)
