@@ -32,8 +32,8 @@ FORMAT = 5
 _CONTEXTS = (64, 960)
 REPEATS = 3
 """Forwards per point; their median counts."""
-ROWS = 4
-"""Rows of a batch that is compared with one row."""
+ROWS = 16
+"""Rows of a batch that is compared with one row, if there are so many: what fewer show is multiplied, their noise too."""
 _ROWS_SHARE = 0.25
 """What that comparison may take, as a part of the time for everything else and on top of it."""
 
@@ -78,7 +78,9 @@ class Calibration:
         samples, loops = measure(runners, seconds=seconds, repeats=repeats, progress=progress)
         share = _ROWS_SHARE * seconds / len(runners)
         ratios = {
-            name: _row_ratio(runner, min(rows, ROWS), repeats, share) for name, runner in runners.items() if rows > 1
+            name: _row_ratio(runner, min(rows, ROWS), 2 * repeats - 1, share)
+            for name, runner in runners.items()
+            if rows > 1
         }
         latency = LatencyModel.fit(
             samples,

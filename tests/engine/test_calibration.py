@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from specrouter_llm import SpecRouter
+from specrouter_llm.engine import calibration
 from specrouter_llm.engine.calibration import Calibration, measure, pool_runners
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.pool.pool import ModelPool
@@ -146,6 +147,17 @@ def test_a_row_has_a_price_of_its_own(pool):
     assert together - alone == pytest.approx(7 * 0.01, rel=0.5)
     again = LatencyModel.from_json(latency.to_json())
     assert again.seconds("demo/draft", 8, 500, rows=8) == pytest.approx(together)
+
+
+@pytest.mark.parametrize(("rows", "compared"), [(1, set()), (2, {2}), (8, {8}), (40, {16})])
+def test_the_price_of_a_row_is_measured_on_as_many_as_there_may_be(pool, monkeypatch, rows, compared):
+    """Four rows that seem to take a tenth longer than they do make eight seem to take a quarter longer."""
+    timed, batches = calibration._timed, []
+    monkeypatch.setattr(calibration, "_timed", lambda runner, spans: batches.append(len(spans)) or timed(runner, spans))
+    runners = pool_runners(pool, num_slots=rows, pack=False)
+    Calibration.of(pool, runners, seconds=0.3, rows=rows, progress=False)
+    assert compared == set(batches) - {1}
+    assert len(runners) * 2 <= len(batches) - batches.count(1) or rows == 1  # the first of each sets up
 
 
 def test_sizes_are_those_of_the_runners(saved):
