@@ -22,7 +22,7 @@ PLAIN_STEPS, PLAIN_AGAIN = 3, 512
 """Plain steps of a batch that are looked at before others are compared with what they cost, and steps until one more is."""
 PLAIN_RETRY = 4
 """Steps until the next try where a prompt was taken in on the way; doubled by each try that failed."""
-PLAIN_LASTING = 8
+PLAIN_LASTING = 4
 """Steps that a batch must have kept its number of rows for, about: what the last rows of many would cost is of no use when they
 are gone."""
 WINDOW_STEPS, WINDOW_LATEST, WINDOW_SOON = 64, 256, 4

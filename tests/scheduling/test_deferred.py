@@ -79,7 +79,7 @@ def test_a_row_that_has_come_is_plain_for_one_step_and_the_others_go_on():
             told += [row for row in fresh & after.keys() if after[row] != PLAIN]
         before = plans
     assert drafted > 20
-    assert sum(kept) > 0.8 * len(kept)  # but for what had been decided in the step before
+    assert sum(kept) > 0.7 * len(kept)  # but for what had been decided in the step before, and plain trials
     switches = [switch for row in told for switch in between.policy.reasons(row).switches]
     assert not [switch for switch in switches if switch.reason == NEW_ROW and switch.before == ("target",)]
 
