@@ -54,9 +54,10 @@ class PlainTrials:
 
     def due(self, rows: int, step: int) -> bool:
         """Whether the next step should be plain to see what that costs."""
+        if rows == 1 or step - self._since < PLAIN_LASTING or _half_octaves(rows) != self._size:
+            return False
         seen = self._of(rows)
-        lasts = _half_octaves(rows) == self._size and step - self._since >= PLAIN_LASTING
-        if rows == 1 or step < seen.next_try or not lasts:
+        if step < seen.next_try:
             return False
         return seen.count < PLAIN_STEPS or step - seen.last >= PLAIN_AGAIN
 
@@ -71,8 +72,9 @@ class PlainTrials:
 
     def ran(self, rows: int, step: int) -> None:
         """There was a step of so many rows."""
-        if _half_octaves(rows) != self._size:
-            self._size, self._since = _half_octaves(rows), step
+        size = _half_octaves(rows)
+        if size != self._size:
+            self._size, self._since = size, step
 
     def seen(self, rows: int, step: int) -> None:
         """It was a plain one."""
