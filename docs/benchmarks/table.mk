@@ -33,13 +33,13 @@ chains-mix           := speed -w mix --peer none $(call limit,2)
 some                 := --chain ngram@8 --chain demo/draft@4
 batch-1              := batch -w $(GSM8K) --batch 1 --groups 32 --max-tokens 48 --limit 32 --no-peer
 batch-1-4            := batch -w $(GSM8K) --batch 1 --batch 2 --batch 4 --groups 12 --max-tokens 48 --limit 48
-batch-8              := batch -w $(GSM8K) --batch 8 --groups 6 --max-tokens 48 --limit 48
+batch-8              := batch -w $(GSM8K) --batch 8 --groups 16 --max-tokens 48 --limit 128
 batch-16             := batch -w $(GSM8K) --batch 16 --groups 4 --max-tokens 32 --limit 64 --no-peer $(some)
 batch-32             := batch -w $(GSM8K) --batch 32 --groups 2 --max-tokens 24 --limit 32 $(some)
 batch-8-code         := batch -w $(HUMANEVAL) --batch 8 --groups 2 --max-tokens 48 --limit 16 --no-peer $(some)
 batch-8-rag          := batch -w rag --batch 8 --groups 2 --max-tokens 48 --limit 8 --no-peer $(some)
 batch-8-spec-rag     := batch -w '$(SPEC_BENCH)\#rag' --batch 8 --groups 16 --max-tokens 32 --limit 80 --no-peer --no-chains
-batch-8-qa           := batch -w '$(SPEC_BENCH)\#qa' --batch 8 --groups 4 --max-tokens 48 --limit 32 --no-peer $(some)
+batch-8-qa           := batch -w '$(SPEC_BENCH)\#qa' --batch 8 --groups 10 --max-tokens 48 --limit 80 --no-peer $(some)
 batch-8-stories      := batch -w stories --batch 8 --groups 8 --max-tokens 48 --limit 8 --no-peer $(some)
 # Steps: over one token and over the floor; what the engine does between its forwards.
 step                 := step

@@ -63,7 +63,7 @@ class Scheduler:
         self._steps += 1
         for forward in step.forwards:
             self._latency.observe(forward)
-        self._latency.observe_overhead(step.seconds - sum(forward.seconds for forward in step.forwards))
+        self._latency.observe_overhead(step)
         if self.frozen:
             return
         for row in step.rows:
@@ -85,7 +85,8 @@ class Scheduler:
             num_rows=1,
             acceptance=self._similarity.acceptance([(-1, self._regime)]),
             costs=Costs.of(self._latency, lower, 0, self._names[1], 1, context),
-            overhead=self._latency.overhead,
+            overhead=self._latency.overhead.seconds(drafted=True),
+            plain_overhead=self._latency.overhead.seconds(drafted=False),
             catch_up=np.zeros(len(lower)),
             blocked=np.zeros((1, len(lower))),
         )

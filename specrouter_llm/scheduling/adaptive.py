@@ -152,7 +152,8 @@ class AdaptivePolicy:
 
     def _may_learn(self) -> bool:
         """Whether there is enough to learn from: out of the caches, one step of one row is nearly as dear as a few."""
-        return len(self._seen) >= TOGETHER or self._prober.looks(self._step)
+        due = self._prober.looks(self._step) or self._trials.due(len(self._views), self._step)
+        return due or len(self._seen) >= TOGETHER
 
     def _learn(self) -> None:
         """Corrects latencies by the forwards, similarities by the trials, and puts decisions into force."""
@@ -288,7 +289,8 @@ class AdaptivePolicy:
             num_rows=number,
             acceptance=self._similarity.acceptance(regimes, optimism=optimism),
             costs=self._costs[key],
-            overhead=self._latency.overhead,
+            overhead=self._latency.overhead.seconds(drafted=True),
+            plain_overhead=self._latency.overhead.seconds(drafted=False),
             catch_up=self._catch_up(rows),
             blocked=self._rows.blocked(rows, lower),
             ahead=self._deferred and all(row.continues for row in rows),
@@ -317,6 +319,8 @@ class AdaptivePolicy:
             self._prober.lend(max(CHANGE_LOAN, worth) * estimates.plain_seconds, self._step)
         if standing.reason == NEW_ROW:
             self._prober.look_now(self._step + 1)
+            if self._standing.keys().isdisjoint(standing.key):
+                self._trials.renewed(len(rows), self._step + 1)
             return standing
         place = self._step % len(rows)
         unknown = self._unknown(rows[place])
@@ -392,7 +396,7 @@ class AdaptivePolicy:
             news = self._latency.observe(forward)
             if forward.level == self._target:
                 self._trials.learnt(forward, news, tried=seen.is_trial, step=self._step)
-        self._latency.observe_overhead(seen.step.seconds - sum(forward.seconds for forward in seen.step.forwards))
+        self._latency.observe_overhead(seen.step)
 
     def _settle(self, decision: Decision, seen: Seen) -> None:
         """Journal, switches, and what a probe cost."""

@@ -12,7 +12,7 @@ from specrouter_llm.scheduling.counts import Array
 from specrouter_llm.scheduling.latency import LatencyModel
 from specrouter_llm.scheduling.similarity import MAX_WINDOW, Acceptance
 
-_ODD = 2.0 * np.arange(MAX_WINDOW) + 1
+ODD = 2.0 * np.arange(MAX_WINDOW) + 1
 """E[n^2] = sum over k of (2 k - 1) P(n >= k)."""
 _QUANTILES = np.array([-1.593, -0.967, -0.589, -0.282, 0.0, 0.282, 0.589, 0.967, 1.593])
 """Of a normal distribution, at 1/18, 3/18, ... 17/18: the sum over many rows is close to one."""
@@ -60,17 +60,10 @@ class Costs:
         return cls(curves, drafting, latency.totals(target, rows * (MAX_WINDOW + 1), context, rows))
 
 
-@dataclass(frozen=True, slots=True)
-class Fed:
-    """Tokens of the target's forward, all rows together, as a random number."""
-
-    reach: Array
-    """[R, ..., MAX_WINDOW]: the chance that a row feeds at least so many proposed tokens beside its own one."""
-
-    def moments(self) -> tuple[Array, Array]:
-        """Mean and variance."""
-        one = self.reach.sum(axis=-1)
-        return len(one) + one.sum(axis=0), (self.reach @ _ODD - one**2).sum(axis=0)
+def moments(reach: Array) -> tuple[Array, Array]:
+    """[...] mean and variance of a number of tokens, of [..., MAX_WINDOW] chances that there are at least 1, 2, ..."""
+    mean = reach.sum(axis=-1)
+    return mean, reach @ ODD - mean**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +77,9 @@ class Estimates:
     acceptance: Acceptance
     costs: Costs
     overhead: float
+    """Seconds of a step in which any row is drafted for, beside its forwards."""
+    plain_overhead: float
+    """The same of one in which none is."""
     catch_up: Array
     """[L] seconds per committed token of the batch that a level's missing tokens cost, spread over the rows' future."""
     blocked: Array
@@ -94,7 +90,7 @@ class Estimates:
     @property
     def plain_seconds(self) -> float:
         """Seconds of a step in which every row decodes plainly, as the one before did."""
-        host, device = self.overhead, float(self.costs.target[self.num_rows])
+        host, device = self.plain_overhead, float(self.costs.target[self.num_rows])
         return max(host, device) if self.ahead else host + device
 
     def target_seconds(self, tokens: Array | float) -> Array:
@@ -102,14 +98,23 @@ class Estimates:
         grid = np.arange(len(self.costs.target), dtype=np.float64)
         return np.asarray(np.interp(tokens, grid, self.costs.target), dtype=np.float64)
 
-    def expected_seconds(self, fed: Fed) -> Array:
-        """[...] seconds of the target's forward over a random number of tokens: it may cost what no smooth function says."""
+    def expected_seconds(self, reach: Array) -> Array:
+        """[...] seconds of the target's forward over a random number of tokens: it may cost what no smooth function says.
+
+        Args:
+            reach: [R, ..., MAX_WINDOW] the chance that a row feeds at least so many proposed tokens beside its own one.
+        """
         if self.num_rows == 1:
             target = self.costs.target
-            return np.asarray(target[1] + fed.reach[0] @ (target[2:] - target[1:-1]))
-        mean, variance = fed.moments()
+            return np.asarray(target[1] + reach[0] @ (target[2:] - target[1:-1]))
+        mean, variance = moments(reach)
+        return self.batch_seconds(mean.sum(axis=0), variance.sum(axis=0))
+
+    def batch_seconds(self, mean: Array, variance: Array) -> Array:
+        """The same where only so much is known of the number of all proposed tokens."""
         spread = np.sqrt(np.maximum(variance, 0.0))
-        return np.asarray(self.target_seconds(mean[..., None] + spread[..., None] * _QUANTILES).mean(axis=-1))
+        tokens = self.num_rows + mean[..., None] + spread[..., None] * _QUANTILES
+        return np.asarray(self.target_seconds(tokens).mean(axis=-1))
 
     def without(self, levels: Sequence[int]) -> Estimates:
         """The same with some lower levels priced out."""

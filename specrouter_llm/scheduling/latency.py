@@ -21,8 +21,9 @@ import numpy as np
 
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.counts import Array
-from specrouter_llm.scheduling.curve import FIRST, RATE, Curve, News
-from specrouter_llm.scheduling.policy import Forward
+from specrouter_llm.scheduling.curve import FIRST, Curve, News
+from specrouter_llm.scheduling.overhead import Overhead
+from specrouter_llm.scheduling.policy import Forward, StepObservation
 
 GRID = (1, 2, 4, 8, 16, 32, 64)
 """Tokens per forward at which calibration measures."""
@@ -42,8 +43,8 @@ class LatencyModel:
         self._loops: dict[str, Curve] = {}
         self._greedy_only: frozenset[str] = frozenset()
         """Levels that loop only where every choice is greedy."""
-        self._overhead = overhead
-        self._overhead_count = 4.0 if overhead else 0.0
+        self.overhead = Overhead(overhead)
+        """What steps take beside their forwards."""
         self._cache: dict[tuple[str, int, int, int], Array] = {}
         self.moved = False
         """Whether a curve has moved materially since `settle`."""
@@ -93,11 +94,6 @@ class LatencyModel:
             curves.update({level: curve.padded_to(sizes.get(level, ())) for level, curve in curves.items()})
         self._cache.clear()
 
-    @property
-    def overhead(self) -> float:
-        """Seconds of a step outside all forwards."""
-        return self._overhead
-
     def knows(self, level: str) -> bool:
         """Whether the level was ever measured or seen."""
         return level in self._curves
@@ -135,7 +131,7 @@ class LatencyModel:
     def observe(self, forward: Forward) -> News:
         """Corrects a level by one forward. Prefills and forwards over nothing are ignored."""
         tokens = forward.num_tokens
-        if tokens < 1 or forward.seconds <= 0 or max(forward.longest, tokens / forward.num_rows) > PREFILL_TOKENS:
+        if tokens < 1 or forward.seconds <= 0 or _is_prefill(forward):
             return News.NONE
         curves = self._loops if forward.looped else self._curves
         curve = curves.get(forward.level)
@@ -152,12 +148,12 @@ class LatencyModel:
         self.moved |= news in (News.MOVED, News.CHANGED)
         return news
 
-    def observe_overhead(self, seconds: float) -> None:
-        """Corrects the fixed cost by what a step took outside its forwards; a jump counts as at most 3 times as much."""
-        if self._overhead > 0:
-            seconds = min(seconds, 3 * self._overhead)
-        self._overhead_count += 1
-        self._overhead += max(RATE, 1 / self._overhead_count) * (max(seconds, 0.0) - self._overhead)
+    def observe_overhead(self, step: StepObservation) -> None:
+        """Takes note of what a step took beside its forwards, unless it took in a prompt."""
+        if not any(map(_is_prefill, step.forwards)):
+            within = step.seconds - step.between - sum(forward.seconds for forward in step.forwards)
+            drafted = any(row.plan.below is not None for row in step.rows)
+            self.overhead.observe(step.between, within, drafted=drafted)
 
     def settle(self) -> None:
         """Marks all corrections as read: curves are computed anew, `moved` counts from here."""
@@ -171,7 +167,7 @@ class LatencyModel:
         curves, loops = (
             {level: curve.to_dict() for level, curve in each.items()} for each in (self._curves, self._loops)
         )
-        found = {"version": 1, "overhead": self._overhead, "curves": curves, "loops": loops}
+        found = {"version": 1, "overhead": self.overhead.seconds(drafted=True), "curves": curves, "loops": loops}
         found["greedy_only"] = sorted(self._greedy_only)
         return json.dumps(found, indent=1, sort_keys=True)
 
@@ -192,3 +188,8 @@ class LatencyModel:
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise InvalidParameterError(f"not a latency file: {error!r}") from error
         return model
+
+
+def _is_prefill(forward: Forward) -> bool:
+    """Whether a row takes in a prompt, or much of what a drafter missed."""
+    return max(forward.longest, forward.num_tokens / forward.num_rows) > PREFILL_TOKENS

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from specrouter_llm.scheduling.counts import Array
-from specrouter_llm.scheduling.estimates import Estimates, Fed
+from specrouter_llm.scheduling.estimates import Estimates
 from specrouter_llm.scheduling.offers import PLACES, Offers, right_of, round_of, rounds_of, worth_of
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.similarity import MAX_WINDOW
@@ -51,7 +51,7 @@ def price(plans: Sequence[Plan], estimates: Estimates) -> tuple[float, float]:
         tokens += gained
         chance = sum(run.chance for run in members) / len(members)
         seconds += chance * float(cost[1] + share * (cost[0] - cost[1])) + catch_up * tokens
-    return tokens, seconds + float(estimates.expected_seconds(Fed(reach)))
+    return tokens, seconds + float(estimates.expected_seconds(reach))
 
 
 class _Run(NamedTuple):

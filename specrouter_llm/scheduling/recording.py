@@ -70,7 +70,7 @@ class RecordedPool(SimulatedPool):
             raise InvalidParameterError(f"no latency of {missing}; calibrate the pool that was recorded")
         models = {name: TimedModel(latency.seconds(name, 1), 0.0, name=name, latency=latency) for name in names}
         lookups = {name: SimulatedLookup(0.0, 0.0, 0.0) for name in answers[0].lookups}
-        return cls(models, lookups, overhead=latency.overhead, answers=answers)
+        return cls(models, lookups, overhead=latency.overhead.seconds(drafted=True), answers=answers)
 
     def calibration(self) -> LatencyModel:
         """What a calibration of these levels says: of its own, for who corrects it."""

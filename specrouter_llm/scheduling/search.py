@@ -19,13 +19,13 @@ from functools import cached_property
 import numpy as np
 
 from specrouter_llm.scheduling.counts import Array
-from specrouter_llm.scheduling.estimates import Estimates, Fed
-from specrouter_llm.scheduling.offers import LOOKUP_WINDOWS, PLACES, WITHIN, Ints, Offers, all_offers
+from specrouter_llm.scheduling.estimates import Estimates, moments
+from specrouter_llm.scheduling.offers import Ints, all_offers
 from specrouter_llm.scheduling.plan import Plan
+from specrouter_llm.scheduling.sharing import Lookups, Share, Sharing
 
 CANDIDATES = 24
 """Offers that are compared row by row; the others lose on the rows' mean already."""
-PASSES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,35 +52,6 @@ class StepChoice:
         return self.seconds / self.tokens
 
 
-@dataclass(frozen=True, slots=True)
-class _Shares:
-    """What rows take of C candidates at one price: the step's tokens and seconds with each."""
-
-    taken: Ints
-    """[R, C] tokens asked of the candidate, 0 where the row does without."""
-    tokens: Array
-    seconds: Array
-
-    @property
-    def best(self) -> int:
-        return int(np.argmin(self.seconds / self.tokens))
-
-
-@dataclass(frozen=True, slots=True)
-class _Aside:
-    """What each row does without a model."""
-
-    gain: Array
-    """[R] at this price."""
-    lookup: Ints
-    """[R] -1 for none."""
-    window: Ints
-    tokens: Array
-    """[R] that are expected to be accepted."""
-    reach: Array
-    """[R, MAX_WINDOW] chance that at least so many are offered."""
-
-
 class Search:
     """One search over one set of estimates."""
 
@@ -96,17 +67,10 @@ class Search:
         best = self._choice_alike()
         if self._estimates.num_rows == 1:
             return min((best, *filter(None, [self._either])), key=lambda choice: choice.seconds_per_token)
-        for _ in range(PASSES):
-            theta = best.tokens / best.seconds
-            aside, before = self._aside(theta), best
-            for shares in self._all_shares(theta, aside):
-                i = shares.best
-                tokens, seconds = float(shares.tokens[i]), float(shares.seconds[i])
-                if tokens / seconds > best.tokens / best.seconds * (1 + 1e-9):
-                    best = StepChoice(tuple(self._plans(shares.taken[:, i], i, aside)), tokens, seconds)
-            if best.tokens / best.seconds <= before.tokens / before.seconds * (1 + 1e-6):
-                break
-        return best
+        numbers = self._ranked[:CANDIDATES]
+        sharing = Sharing(self._estimates, self._table.taken(numbers), self._refused_levels, self._lookups)
+        share = sharing.better_than(best.tokens, best.seconds)
+        return best if share is None else StepChoice(self._plans(share, numbers), share.tokens, share.seconds)
 
     # ---------------------------------------------------------------- all rows alike
 
@@ -135,12 +99,17 @@ class Search:
         accepted = (table.worth * self._survival.sum(axis=0)[table.level]).sum(axis=1)
         tokens = rows + accepted
         seconds = (
-            estimates.overhead
-            + table.seconds[:, 0]
-            + estimates.expected_seconds(Fed(np.broadcast_to(table.survival, (rows, *table.survival.shape))))
-            + tokens * table.catch_up
+            estimates.overhead + table.seconds[:, 0] + self._target_seconds(table.survival) + tokens * table.catch_up
         )
         return tokens, seconds / tokens
+
+    def _target_seconds(self, reach: Array) -> Array:
+        """[K] of forwards to which every row proposes at least so many tokens with [K, MAX_WINDOW] chances."""
+        estimates, rows = self._estimates, self._estimates.num_rows
+        if rows == 1:
+            return estimates.expected_seconds(reach[None])
+        mean, variance = moments(reach)
+        return estimates.batch_seconds(rows * mean, rows * variance)
 
     def candidates(self, below: float = np.inf) -> tuple[Candidate, ...]:
         """Plain decoding, the best offer of each chain, and the best of what is looked up first, best first; of them those
@@ -162,130 +131,31 @@ class Search:
     def _either(self) -> StepChoice | None:
         """The best of what one row may look up first, with the drafts of models where that finds nothing; of more rows none,
         for they share one forward, and few would draft."""
-        estimates, table, lookups = self._estimates, self._table, self._lookup_offers
+        estimates, table, lookups = self._estimates, self._table, self._lookups
         refused = int(np.bitwise_or.reduce(self._refused_levels)) | (1 << estimates.num_lookups) - 1
         numbers = self._ranked[(table.members[self._ranked] & refused) == 0][:CANDIDATES]
-        if lookups is None or not len(numbers) or estimates.num_rows > 1:
+        if not estimates.num_lookups or not len(numbers) or estimates.num_rows > 1:
             return None
-        (reach,), _, (accepted,), cost = lookups
+        reach, accepted = lookups.reach[0], lookups.accepted[0]
         drafts, rise = table.taken(numbers), np.diff(estimates.costs.target)[1:]
         missed = (1.0 - reach[:, 0])[:, None]
         drafted = (drafts.worth * self._survival[0, drafts.level]).sum(axis=1)
         tokens = 1.0 + accepted[:, None] + missed * drafted
-        seconds = missed * (drafts.seconds[:, 0] + drafts.survival @ rise) + (cost + reach @ rise)[:, None]
+        seconds = missed * (drafts.seconds[:, 0] + drafts.survival @ rise) + (lookups.seconds + reach @ rise)[:, None]
         seconds += estimates.overhead + estimates.costs.target[1] + tokens * drafts.catch_up
         first, other = np.unravel_index(np.argmin(seconds / tokens), tokens.shape)
-        level, window = divmod(int(first), len(LOOKUP_WINDOWS))
-        lookup = Plan((estimates.lower[level], estimates.target), (int(LOOKUP_WINDOWS[window]),), (1, 1))
-        plan = Plan.either(lookup, self._plan(int(numbers[other]), int(drafts.window[other])))
+        plan = Plan.either(self._lookup_plan(int(first)), self._plan(int(numbers[other]), int(drafts.window[other])))
         return StepChoice((plan,), float(tokens[first, other]), float(seconds[first, other]))
 
-    # ---------------------------------------------------------------- each row for itself
-
     @cached_property
-    def _numbers(self) -> Ints:
-        """Of the offers that are compared row by row."""
-        return self._ranked[:CANDIDATES]
-
-    @cached_property
-    def _offers(self) -> Offers:
-        return self._table.taken(self._numbers)
-
-    @cached_property
-    def _accepted(self) -> Array:
-        """[R, C, MAX_WINDOW] chance that a row takes and the target accepts at least so many tokens of an offer."""
-        offers = self._offers
-        return np.asarray(offers.worth * self._survival[:, offers.level])
-
-    @cached_property
-    def _lookup_offers(self) -> tuple[Array, Array, Array, Array] | None:
-        """[R, P * W, 16] chance of so many offered tokens of each model-free level with each window, [R, P * W] their mean
-        and that of those accepted, and [P * W] seconds."""
-        count, rows = self._estimates.num_lookups, self._estimates.num_rows
-        if not count:
-            return None
-        acceptance = self._estimates.acceptance
-        offered = acceptance.hits[:, :, None] * acceptance.stays[:, :, None] ** (PLACES - 1)
-        offered = np.where(self._estimates.blocked[:, :count, None] > 0, 0.0, offered)
-        accepted = np.cumsum(offered * self._survival[:, :count], axis=2)[:, :, LOOKUP_WINDOWS - 1].reshape(rows, -1)
-        reach = (offered[:, :, None, :] * WITHIN).reshape(rows, -1, len(PLACES))
-        cost = np.repeat(self._estimates.costs.curves[:count, 1, 1], len(LOOKUP_WINDOWS))
-        return reach, reach.sum(axis=2), accepted, cost
-
-    def _aside(self, theta: float) -> _Aside:
-        rows = self._estimates.num_rows
-        if self._lookup_offers is None:
-            nothing = np.zeros(rows)
-            return _Aside(nothing, np.full(rows, -1), nothing.astype(np.int64), nothing, np.zeros((rows, len(PLACES))))
-        reach, offered, accepted, cost = self._lookup_offers
-        gains = accepted - theta * (self._slope * offered + cost)
-        best = np.argmax(gains, axis=1)
-        every = np.arange(rows)
-        gain = gains[every, best]
-        used = gain > 0
-        return _Aside(
-            gain * used,
-            np.where(used, best // len(LOOKUP_WINDOWS), -1),
-            np.where(used, LOOKUP_WINDOWS[best % len(LOOKUP_WINDOWS)], 0),
-            accepted[every, best] * used,
-            reach[every, best] * used[:, None],
-        )
-
-    @cached_property
-    def _slope(self) -> float:
-        """Seconds per further token of the target's forward."""
-        rows = self._estimates.num_rows
-        low, high = self._estimates.target_seconds(np.array([rows * 2.0, rows * 6.0]))
-        return float(high - low) / (4.0 * rows)
-
-    def _all_shares(self, theta: float, aside: _Aside) -> list[_Shares]:
-        """Candidates taken by all rows whole, and taken by each row as far as they pay; the last one is none at all."""
-        offers, rows = self._offers, self._estimates.num_rows
-        blocked = (self._refused_levels[:, None] & offers.members) != 0
-        width = len(self._numbers)
-        whole = np.broadcast_to(offers.window, (rows, width)) * ~blocked
-        shares = [self._share(whole, aside)]
-        if width:
-            extra = np.maximum(offers.seconds[:, 0] - offers.seconds[:, 1], 0.0) / (rows - 1)
-            draft = extra / np.maximum(offers.survival.sum(axis=1), 1e-9)
-            value = self._accepted - offers.survival * (theta * (self._slope + draft))[:, None]
-            total = np.cumsum(value, axis=2)
-            end = np.argmax(total, axis=2)
-            reached = np.take_along_axis(total, end[:, :, None], axis=2)[:, :, 0]
-            part = np.where((reached > aside.gain[:, None]) & ~blocked, np.minimum(end + 1, offers.window), 0)
-            shares.append(self._share(part, aside))
-        return shares
+    def _lookups(self) -> Lookups:
+        return Lookups.of(self._estimates)
 
     @cached_property
     def _refused_levels(self) -> Ints:
         """[R] a bit for each level that a row cannot use."""
         bits: Ints = (self._estimates.blocked > 0) @ (1 << np.arange(len(self._estimates.lower)))
         return bits
-
-    def _share(self, taken: Ints, aside: _Aside) -> _Shares:
-        """Tokens and seconds of the step with each candidate, and without any (the last entry)."""
-        estimates, offers = self._estimates, self._offers
-        rows, width = taken.shape
-        taken = np.concatenate([taken, np.zeros((rows, 1), dtype=taken.dtype)], axis=1)
-        reach = np.repeat(aside.reach[:, None, :], width + 1, axis=1)
-        accepted = np.repeat(aside.tokens[:, None], width + 1, axis=1)
-        alone = taken == 0
-        inside = np.where(taken[:, :width, None] >= PLACES, offers.survival, 0.0)
-        own = np.where(inside > 0, self._accepted, 0.0).sum(axis=2)
-        reach[:, :width] = np.where(alone[:, :width, None], reach[:, :width], inside)
-        accepted[:, :width] = np.where(alone[:, :width], accepted[:, :width], own)
-        tokens = 1.0 * rows + accepted.sum(axis=0)
-        users = rows - alone.sum(axis=0)
-        share = (users[:width] - 1) / max(1, rows - 1)
-        draft = np.zeros(width + 1)
-        draft[:width] = offers.seconds[:, 1] + share * (offers.seconds[:, 0] - offers.seconds[:, 1])
-        draft[:width] += tokens[:width] * offers.catch_up * users[:width] / rows
-        if estimates.num_lookups:
-            cost = np.where(aside.lookup >= 0, estimates.costs.curves[np.maximum(aside.lookup, 0), 1, 1], 0.0)
-            draft += (alone * cost[:, None]).sum(axis=0)
-        draft[:width] = np.where(users[:width] > 0, draft[:width], np.inf)
-        seconds = estimates.overhead + draft + estimates.expected_seconds(Fed(reach))
-        return _Shares(taken, tokens, seconds)
 
     # ---------------------------------------------------------------- plans
 
@@ -296,16 +166,16 @@ class Search:
         names = (*(estimates.lower[level] for level in chain.levels), estimates.target)
         return Plan(names, (*chain.windows[:-1], window), (*chain.rounds, 1))
 
-    def _plans(self, taken: Ints, candidate: int, aside: _Aside) -> list[Plan]:
-        """One plan per row; candidates behind the last one are none at all."""
-        estimates = self._estimates
+    def _plans(self, share: Share, numbers: Ints) -> tuple[Plan, ...]:
+        """One plan per row."""
         plans = []
-        for row in range(estimates.num_rows):
-            if taken[row]:
-                plans.append(self._plan(int(self._numbers[candidate]), int(taken[row])))
-            elif aside.lookup[row] >= 0:
-                lookup, window = estimates.lower[aside.lookup[row]], int(aside.window[row])
-                plans.append(Plan((lookup, estimates.target), (window,), (1, 1)))
+        for taken, lookup in zip(share.taken.tolist(), share.lookup.tolist(), strict=True):
+            if taken:
+                plans.append(self._plan(int(numbers[share.offer]), taken))
             else:
-                plans.append(Plan((estimates.target,)))
-        return plans
+                plans.append(self._lookup_plan(lookup) if lookup >= 0 else Plan((self._estimates.target,)))
+        return tuple(plans)
+
+    def _lookup_plan(self, number: int) -> Plan:
+        level, window = Lookups.asked(number)
+        return Plan((self._estimates.lower[level], self._estimates.target), (window,), (1, 1))

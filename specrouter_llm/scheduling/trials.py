@@ -25,6 +25,8 @@ PLAIN_RETRY = 4
 PLAIN_LASTING = 4
 """Steps that a batch must have kept its number of rows for, about: what the last rows of many would cost is of no use when they
 are gone."""
+PLAIN_RENEWED = 24
+"""Steps after which one more is looked at where all rows of a batch have come together: that may be long after the last one."""
 WINDOW_STEPS, WINDOW_LATEST, WINDOW_SOON = 64, 256, 4
 """Steps between two trials of other windows: at first and after a surprise, at most, doubled by each that showed nothing; and
 from a change of the machine to the next trial."""
@@ -85,6 +87,12 @@ class PlainTrials:
         """One more, as soon as may be."""
         seen = self._of(rows)
         seen.count, seen.next_try = min(seen.count, PLAIN_STEPS - 1), step
+
+    def renewed(self, rows: int, step: int) -> None:
+        """A batch begins of which no row was there before: meanwhile the machine may have changed."""
+        if step - self._of(rows).last >= PLAIN_RENEWED:
+            self.again(rows, step)
+            self._size, self._since = _half_octaves(rows), step - PLAIN_LASTING
 
     def _of(self, rows: int) -> _Seen:
         return self._known.setdefault(_half_octaves(rows), _Seen())
@@ -177,6 +185,10 @@ class Trials:
                 self._last = kind
                 return plans
         return None
+
+    def renewed(self, rows: int, step: int) -> None:
+        """All rows have come together; their first step is over with this one."""
+        self._plain.renewed(rows, step)
 
     def learnt(self, forward: Forward, news: News, *, tried: bool, step: int) -> None:
         """A forward of the target was learnt from; `tried` if it was a trial's."""

@@ -158,7 +158,7 @@ def test_saves_and_loads():
     model = fitted()
     again = LatencyModel.from_json(model.to_json())
     assert again.seconds("m", 7, 300) == pytest.approx(model.seconds("m", 7, 300))
-    assert again.overhead == model.overhead
+    assert again.overhead.seconds(drafted=True) == model.overhead.seconds(drafted=True)
     for text in ("{", "{}", '{"version": 2}', "[]"):
         with pytest.raises(InvalidParameterError):
             LatencyModel.from_json(text)

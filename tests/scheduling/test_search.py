@@ -9,7 +9,7 @@ import pytest
 
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.adaptive import AdaptivePolicy
-from specrouter_llm.scheduling.estimates import Costs, Estimates, Fed
+from specrouter_llm.scheduling.estimates import Costs, Estimates
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import FixedPolicy, RowView
 from specrouter_llm.scheduling.pricing import price
@@ -49,7 +49,7 @@ def estimates(rng, size, rows=1):
     costs = Costs(curves, curves[:, :, 1], 0.05 * (1 + 0.02 * (total - 1)) * (total > 0))
     return Estimates(
         lower, 0, "t", rows, accepting(pairs, target, empty, empty), costs,
-        0.001, np.zeros(size - 1), np.zeros((rows, size - 1)),
+        0.001, 0.0006, np.zeros(size - 1), np.zeros((rows, size - 1)),
     )  # fmt: skip
 
 
@@ -166,7 +166,7 @@ def test_drafting_and_verifying_have_prices_of_their_own():
         costs = Costs(curves, np.array([[np.inf] * 2, [drafting] * 2]), seen.costs.target)
         found = Estimates(
             ("lookup", "m"), 1, "t", 1, accepting(pairs, target, hits, stays), costs,
-            0.0, np.zeros(2), np.zeros((1, 2)),
+            0.0, 0.0, np.zeros(2), np.zeros((1, 2)),
         )  # fmt: skip
         choice = Search(found).choice()
         tokens, seconds = price(choice.plans, found)
@@ -192,8 +192,8 @@ def test_a_random_number_of_tokens_costs_its_expectation(rows):
     found = replace(found, costs=replace(found.costs, target=staircase(rows)))
     drawn = (rng.random((20_000, rows, 1)) < reach).sum(axis=2).sum(axis=1) + rows
     expected = staircase(rows)[drawn].mean()
-    assert float(found.expected_seconds(Fed(reach))) == pytest.approx(expected, rel=0.03)
-    assert float(found.expected_seconds(Fed(np.zeros_like(reach)))) == pytest.approx(staircase(rows)[rows])
+    assert float(found.expected_seconds(reach)) == pytest.approx(expected, rel=0.03)
+    assert float(found.expected_seconds(np.zeros_like(reach))) == pytest.approx(staircase(rows)[rows])
 
 
 def with_lookup(found, hit, stay, alpha, seconds=1e-4, inside=0.3):
