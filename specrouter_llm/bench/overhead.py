@@ -93,8 +93,8 @@ class TimedPolicy(AdaptivePolicy):
         self.watch.current.observe = self.watch.clock() - started
         self.watch.next(step)
 
-    def _estimates(self, rows: Sequence[RowView], optimism: float = 0.0) -> Estimates:
-        return self._as_search(partial(super()._estimates, rows, optimism))
+    def _estimates(self, rows: Sequence[RowView]) -> Estimates:
+        return self._as_search(partial(super()._estimates, rows))
 
     def _searched_choice(self, estimates: Estimates, everything: bool) -> StepChoice:
         return self._as_search(partial(super()._searched_choice, estimates, everything))

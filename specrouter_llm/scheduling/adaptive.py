@@ -6,10 +6,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from specrouter_llm.errors import InvalidParameterError
-from specrouter_llm.scheduling.counts import Array
 from specrouter_llm.scheduling.decision import Decision, RowSeen, Seen, rows_of
 from specrouter_llm.scheduling.estimates import Costs, Estimates, context_bucket
 from specrouter_llm.scheduling.explanation import Explanation, Journal, Switch
@@ -269,12 +266,11 @@ class AdaptivePolicy:
         reason = "the batch has changed" if set(key) != set(self._standing) else "the estimates have moved"
         return Decision(key, choice.plans, choice.plans, choice.seconds_per_token, reason, gain)
 
-    def _estimates(self, rows: Sequence[RowView], optimism: float = 0.0) -> Estimates:
-        """What a search reads. Reading without optimism settles what has moved."""
-        if not optimism and self._latency.moved:
+    def _estimates(self, rows: Sequence[RowView]) -> Estimates:
+        """What a search reads. Reading it settles what has moved."""
+        if self._latency.moved:
             self._latency.settle()
             self._costs.clear()
-        regimes = [(row.row_id, regime(row.temperature)) for row in rows]
         number = len(rows)
         context = context_bucket(sum(row.num_tokens for row in rows))
         lower, num_lookups = self._similarity.lower, len(self._proposers)
@@ -287,20 +283,14 @@ class AdaptivePolicy:
             num_lookups=num_lookups,
             target=self._target,
             num_rows=number,
-            acceptance=self._similarity.acceptance(regimes, optimism=optimism),
+            acceptance=self._similarity.acceptance(_regimes(rows)),
             costs=self._costs[key],
             overhead=self._latency.overhead.seconds(drafted=True),
             plain_overhead=self._latency.overhead.seconds(drafted=False),
-            catch_up=self._catch_up(rows),
+            catch_up=self._rows.catch_up(lower, rows, self._latency),
             blocked=self._rows.blocked(rows, lower),
             ahead=self._deferred and all(row.continues for row in rows),
         )
-
-    def _catch_up(self, rows: Sequence[RowView]) -> Array:
-        """[L] seconds per token of the batch: catching up spread over the tokens to come."""
-        future = sum(map(self._rows.future, rows))
-        levels = self._similarity.lower
-        return np.array([self._rows.missing_seconds(level, rows, self._latency) for level in levels]) / future
 
     # ---------------------------------------------------------------- probing
 
@@ -350,7 +340,8 @@ class AdaptivePolicy:
     ) -> Iterator[tuple[Plan, float]]:
         """Chains that would win at optimistic estimates, with the seconds per token to be hoped for; then idle levels."""
         optimism = CHANGED_OPTIMISM if self._prober.eager(self._step) else OPTIMISM
-        found = Search(self._estimates(rows, optimism)).candidates(below=(1 - OTHER_CHAIN_GAIN) * pace)
+        hopeful = replace(estimates, acceptance=self._similarity.acceptance(_regimes(rows), optimism=optimism))
+        found = Search(hopeful).candidates(below=(1 - OTHER_CHAIN_GAIN) * pace)
         for one in most_telling(found, self._similarity.known(bucket), self._models):
             yield one.plan, pace - one.seconds_per_token
         for level in self._similarity.idle(bucket, self._step):
@@ -448,3 +439,7 @@ class AdaptivePolicy:
         if row.finished:
             self._rows.finish(row_id)
             self._similarity.forget(row_id)
+
+
+def _regimes(rows: Sequence[RowView]) -> list[tuple[int, int]]:
+    return [(row.row_id, regime(row.temperature)) for row in rows]

@@ -91,6 +91,11 @@ class RowBook:
             return 0.0
         return latency.seconds(level, missing + 1) - latency.seconds(level, 1)
 
+    def catch_up(self, levels: Sequence[str], rows: Sequence[RowView], latency: LatencyModel) -> Array:
+        """[L] seconds per token of the batch: what levels have to take in, spread over the tokens to come."""
+        future = sum(map(self.future, rows))
+        return np.array([self.missing_seconds(level, rows, latency) for level in levels]) / future
+
     def blocked(self, rows: Sequence[RowView], lower: Sequence[str]) -> Array:
         """[R, L] 1 where the engine keeps leaving a level out."""
         table = np.zeros((len(rows), len(lower)))

@@ -1,6 +1,6 @@
 """Trials of other windows: what other numbers of tokens cost is seen, at a price that is known before."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
@@ -17,6 +17,7 @@ from specrouter_llm.scheduling.sweep import calibration
 from specrouter_llm.scheduling.trials import (
     PLAIN_AGAIN,
     PLAIN_LASTING,
+    PLAIN_RENEWED,
     PLAIN_STEPS,
     SCALES,
     WINDOW_LATEST,
@@ -223,3 +224,51 @@ def test_a_plain_step_that_took_another_time_is_repeated():
     assert trials.plans(standing, None, late + 1) == (PLAIN,) * 8
     trials.learnt(forward(8, 8), News.CHANGED, tried=True, step=late + 1)
     assert trials.plans(standing, None, late + 2) is None
+
+
+def test_a_batch_that_begins_anew_is_looked_at_once_and_not_where_rows_are_short():
+    """However few steps it has lasted; but not again so soon that the looks would cost much."""
+    trials = PlainTrials()
+    trials.ran(8, 10)
+    for _ in range(PLAIN_STEPS):
+        trials.seen(8, 10)
+    first = 10 + PLAIN_RENEWED
+    assert not trials.due(8, first)
+    trials.ran(1, first - 1)
+    trials.renewed(8, first)
+    assert trials.due(8, first)
+    trials.seen(8, first)
+    assert not trials.due(8, first + PLAIN_LASTING)
+    trials.renewed(8, first + PLAIN_RENEWED - 1)
+    assert not trials.due(8, first + PLAIN_RENEWED - 1)
+
+
+def batch(policy, memory, number):
+    """Eight rows of 48 tokens that come together: the share of the steps of all eight, but the first, that were plain. That one
+    takes their prompts in."""
+    simulator = Simulator(pool(memory), [SimulatedRow(8 * number + i, 64, 48) for i in range(8)], slots=8, seed=number, noise=0.02)
+    plain = []
+
+    class Watched:
+        def plan(self, rows):
+            plans = policy.plan([replace(row, row_id=row.row_id + 8 * number) for row in rows])
+            if len(rows) == 8:
+                plain.append(all(plan == PLAIN for plan in plans))
+            return plans
+
+        def observe(self, step):
+            rows = tuple(replace(row, row_id=row.row_id + 8 * number) for row in step.rows)
+            prompts = (Forward("target", 8, 8 * 64, 8 * 64, 1.0, longest=64),)
+            policy.observe(replace(step, rows=rows, forwards=step.forwards if plain[1:] else prompts))
+
+    simulator.run(Watched(), 10**9)
+    return sum(plain[1:]) / (len(plain) - 1)
+
+
+def test_memory_that_became_faster_between_two_batches_is_noticed():
+    """Drafting for eight rows feeds as many tokens as before, which take as long as before; plain steps take a quarter less."""
+    policy = AdaptivePolicy(["a", "target"], [], calibration(pool(0.02)))
+    slow = [batch(policy, 0.02, number) for number in range(6)]
+    fast = [batch(policy, 0.008, number) for number in range(6, 9)]
+    assert max(slow[1:]) < 0.2
+    assert min(fast) > 0.6
