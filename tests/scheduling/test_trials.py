@@ -246,7 +246,9 @@ def test_a_batch_that_begins_anew_is_looked_at_once_and_not_where_rows_are_short
 def batch(policy, memory, number):
     """Eight rows of 48 tokens that come together: the share of the steps of all eight, but the first, that were plain. That one
     takes their prompts in."""
-    simulator = Simulator(pool(memory), [SimulatedRow(8 * number + i, 64, 48) for i in range(8)], slots=8, seed=number, noise=0.02)
+    simulator = Simulator(
+        pool(memory), [SimulatedRow(8 * number + i, 64, 48) for i in range(8)], slots=8, seed=number, noise=0.02
+    )
     plain = []
 
     class Watched:
