@@ -173,7 +173,7 @@ class AdaptivePolicy:
         decision = self._decision
         return Explanation(
             step=self._step,
-            candidates=self._search.candidates() if self._search is not None else (),
+            candidates=self._search.candidates if self._search is not None else (),
             chosen=tuple(dict.fromkeys(decision.standing)) if decision is not None else (),
             predicted_seconds_per_token=decision.predicted if decision is not None else math.nan,
             measured_seconds_per_token=self._journal.seconds_per_token,
@@ -185,7 +185,7 @@ class AdaptivePolicy:
     def reasons(self, row_id: int) -> Reasons:
         """Why a row is decoded as it is; the last 256 finished rows are still known."""
         self._learn()
-        found = self._search.candidates() if self._search is not None else ()
+        found = self._search.candidates if self._search is not None else ()
         told = [(c.plan.levels, c.plan.windows, c.seconds_per_token, c.plan.lookup_first) for c in found]
         predicted = self._decision.predicted if self._decision is not None else math.nan
         candidates = tuple(RouteCandidate(*each) for each in told)
@@ -341,7 +341,7 @@ class AdaptivePolicy:
         """Chains that would win at optimistic estimates, with the seconds per token to be hoped for; then idle levels."""
         optimism = CHANGED_OPTIMISM if self._prober.eager(self._step) else OPTIMISM
         hopeful = replace(estimates, acceptance=self._similarity.acceptance(_regimes(rows), optimism=optimism))
-        found = Search(hopeful).candidates(below=(1 - OTHER_CHAIN_GAIN) * pace)
+        found = Search(hopeful).chains(below=(1 - OTHER_CHAIN_GAIN) * pace)
         for one in most_telling(found, self._similarity.known(bucket), self._models):
             yield one.plan, pace - one.seconds_per_token
         for level in self._similarity.idle(bucket, self._step):

@@ -24,6 +24,8 @@ from specrouter_llm.scheduling.offers import Ints, all_offers
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.sharing import Lookups, Share, Sharing
 
+CHAINS = 64
+"""Offers among which the best of every chain is looked for."""
 CANDIDATES = 24
 """Offers that are compared row by row; the others lose on the rows' mean already."""
 
@@ -111,21 +113,24 @@ class Search:
         mean, variance = moments(reach)
         return estimates.batch_seconds(rows * mean, rows * variance)
 
-    def candidates(self, below: float = np.inf) -> tuple[Candidate, ...]:
-        """Plain decoding, the best offer of each chain, and the best of what is looked up first, best first; of them those
-        that take less than so many seconds per token."""
+    @cached_property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Plain decoding, the best offer of each chain, and the best of what is looked up first, best first."""
         estimates = self._estimates
-        plain = Candidate(Plan((estimates.target,)), estimates.plain_seconds / estimates.num_rows)
-        ranked = self._ranked[:64]
-        _, best = np.unique(self._table.members[ranked], return_index=True)  # the first of each chain is its best
-        found = [
-            Candidate(self._plan(int(number), int(self._table.window[number])), float(self._price[number]))
-            for number in ranked[best]
-        ]
+        found = [Candidate(Plan((estimates.target,)), estimates.plain_seconds / estimates.num_rows), *self.chains()]
         if self._either is not None:
             found.append(Candidate(self._either.plans[0], self._either.seconds_per_token))
-        kept = (candidate for candidate in (plain, *found) if candidate.seconds_per_token < below)
-        return tuple(sorted(kept, key=lambda candidate: candidate.seconds_per_token))
+        return tuple(sorted(found, key=lambda candidate: candidate.seconds_per_token))
+
+    def chains(self, below: float = np.inf) -> list[Candidate]:
+        """The best offer of each chain, best first, of those that take less than so many seconds per token."""
+        ranked = self._ranked[:CHAINS]
+        ranked = ranked[self._price[ranked] < below]
+        _, best = np.unique(self._table.members[ranked], return_index=True)  # the first of each chain is its best
+        return [
+            Candidate(self._plan(number, int(self._table.window[number])), float(self._price[number]))
+            for number in ranked[np.sort(best)].tolist()
+        ]
 
     @cached_property
     def _either(self) -> StepChoice | None:

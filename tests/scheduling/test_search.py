@@ -111,7 +111,7 @@ def test_plain_decoding_where_nothing_pays():
 def test_candidates_are_the_best_of_each_chain(seed):
     """Every chain once, its best windows, the best chain first; the levels of an offer are those of its chain."""
     search = Search(estimates(random.Random(seed), 4))
-    found = search.candidates()
+    found = search.candidates
     chains = [candidate.plan.levels for candidate in found]
     prices = [candidate.seconds_per_token for candidate in found]
     assert len(set(chains)) == len(chains) > 2
@@ -228,7 +228,7 @@ def test_what_is_looked_up_first_is_priced_as_it_is_searched(seed, inside):
     choice = search.choice()
     assert choice.seconds_per_token <= 1.03 * best
     assert per_token(choice.plans, seen) == pytest.approx(choice.seconds_per_token, rel=0.02)
-    (told,) = [c for c in search.candidates() if c.plan.lookup_first]
+    (told,) = [c for c in search.candidates if c.plan.lookup_first]
     assert told.seconds_per_token <= 1.03 * min(per_token([plan], seen) for plan in pairs)
     assert per_token([told.plan], seen) == pytest.approx(told.seconds_per_token, rel=0.02)
 
