@@ -377,3 +377,29 @@ def test_lookups_of_a_batch_are_priced_as_they_are_searched(rows):
     assert {"lookup"} == {plan.levels[0] for plan in choice.plans}
     tokens, seconds = price(choice.plans, found)
     assert seconds / tokens == pytest.approx(choice.seconds_per_token, rel=0.01)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_row_of_a_batch_takes_what_is_best(seed):
+    """Against every way in which each of three rows drafts 0 to 6 tokens, or looks something up; one of them may be barred
+    from drafting. The price of a token is a line in the search, so it may be off by a little."""
+    rng = random.Random(seed)
+    seen = with_lookup(estimates(rng, 2, rows=3), rng.uniform(0.2, 0.9), 0.85, 0.6)
+    target = np.array([[rng.uniform(0.1, 0.9) for _ in range(2)] for _ in range(3)])
+    blocked = np.zeros((3, 2))
+    blocked[0, 1] = rng.random() < 0.3
+    seen = replace(seen, acceptance=replace(seen.acceptance, target=target), blocked=blocked)
+    ways = [Plan(("t",)), *(Plan.chain(["lookup", "t"], [w]) for w in (1, 2, 4, 8))]
+    drafts = [Plan(("m0", "t"), (window,), (6, 1)) for window in range(1, 7)]
+    every = itertools.product(ways if blocked[0, 1] else ways + drafts, ways + drafts, ways + drafts)
+    best = min(per_token([rounded(plan, plans) for plan in plans], seen) for plans in every)
+    choice = Search(seen).choice()
+    assert per_token(choice.plans, seen) <= 1.02 * best
+    assert per_token(choice.plans, seen) == pytest.approx(choice.seconds_per_token, rel=0.02)
+    assert not (blocked[0, 1] and "m0" in choice.plans[0].levels)
+
+
+def rounded(plan, plans):
+    """Drafts of a step share their rounds: as many as the longest of them needs."""
+    longest = max(other.window for other in plans if other.levels == ("m0", "t")) if plan.levels == ("m0", "t") else 1
+    return Plan(plan.levels, plan.windows, (longest, 1)) if plan.levels == ("m0", "t") else plan
