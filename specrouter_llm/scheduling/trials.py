@@ -32,8 +32,9 @@ WINDOW_STEPS, WINDOW_LATEST, WINDOW_SOON = 64, 256, 4
 from a change of the machine to the next trial."""
 SCALES = (1 / math.sqrt(2), math.sqrt(2), 0.0)
 """In turn. Small steps lose little, and are followed by others if they show something."""
-WINDOW_REGRET = 0.2
-"""Share of a step that such a trial may be expected to lose: at first a 320th of the time, a 1,280th later."""
+REGRET = 0.2
+"""Share of a step that a trial may be expected to lose. With other windows that is a 320th of the time at first, a 1,280th
+later. A plain step that would lose more is no rival, even if it has become a quarter cheaper."""
 
 
 @dataclass(slots=True)
@@ -70,7 +71,7 @@ class PlainTrials:
             return None
         seen = self._of(len(standing))
         seen.next_try, seen.pause = step + seen.pause, min(2 * seen.pause, PLAIN_AGAIN)
-        return plans
+        return plans if _is_cheap(plans, standing, estimates) else None
 
     def ran(self, rows: int, step: int) -> None:
         """There was a step of so many rows."""
@@ -119,13 +120,10 @@ class WindowTrials:
         if not self.due(len(standing), step):
             return None
         self._next = step + self._pause
-        tokens, seconds = price(standing, estimates)
         for _ in SCALES:
             scale, self._turn = SCALES[self._turn], (self._turn + 1) % len(SCALES)
             plans = resized(standing, scale)
-            tried_tokens, tried_seconds = price(plans, estimates)
-            regret = tried_seconds - tried_tokens * seconds / tokens
-            if plans != tuple(standing) and regret <= WINDOW_REGRET * seconds:
+            if plans != tuple(standing) and _is_cheap(plans, standing, estimates):
                 self._pause = min(2 * self._pause, WINDOW_LATEST)
                 return plans
         return None
@@ -138,6 +136,13 @@ class WindowTrials:
     def soon(self, step: int) -> None:
         """The machine has changed."""
         self._next, self._pause = min(self._next, step + WINDOW_SOON), WINDOW_STEPS
+
+
+def _is_cheap(plans: Sequence[Plan], standing: Sequence[Plan], estimates: Estimates) -> bool:
+    """Whether a step with other plans is expected to lose little."""
+    tokens, seconds = price(standing, estimates)
+    tried_tokens, tried_seconds = price(plans, estimates)
+    return tried_seconds - tried_tokens * seconds / tokens <= REGRET * seconds
 
 
 def resized(plans: Sequence[Plan], scale: float) -> tuple[Plan, ...]:

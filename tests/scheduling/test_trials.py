@@ -19,9 +19,9 @@ from specrouter_llm.scheduling.trials import (
     PLAIN_LASTING,
     PLAIN_RENEWED,
     PLAIN_STEPS,
+    REGRET,
     SCALES,
     WINDOW_LATEST,
-    WINDOW_REGRET,
     WINDOW_SOON,
     WINDOW_STEPS,
     PlainTrials,
@@ -78,7 +78,7 @@ def test_no_device_tries_windows():
 @pytest.fixture(scope="module")
 def estimates():
     policy = AdaptivePolicy(["a", "target"], [], calibration(pool(0.02)), {("a", "target"): 0.8})
-    return {rows: policy._estimates([RowView(i, 64, 300, 0.0) for i in range(rows)]) for rows in (1, 3)}
+    return {rows: policy._estimates([RowView(i, 64, 300, 0.0) for i in range(rows)]) for rows in (1, 2, 3, 4, 7, 8, 16)}
 
 
 @given(st.lists(st.integers(1, MAX_WINDOW), min_size=1, max_size=3).filter(lambda some: len(some) != 2))
@@ -97,7 +97,7 @@ def test_what_is_tried_is_the_same_chain_and_costs_little(estimates, sizes):
         ways = {(plan.window > size) - (plan.window < size) for plan, size in zip(plans, sizes, strict=True)} - {0}
         assert len(ways) == 1, "all rows feed fewer tokens, or all more"
         tried_tokens, tried_seconds = price(plans, estimates[len(sizes)])
-        assert tried_seconds - tried_tokens * seconds / tokens <= WINDOW_REGRET * seconds
+        assert tried_seconds - tried_tokens * seconds / tokens <= REGRET * seconds
     assert tried[:4] == [64, 128, 256, 512][: len(tried)]
     assert len(tried) < 8 + 4
 
@@ -176,11 +176,11 @@ def of_rows(rows):
     return trials
 
 
-def test_plain_trials_wait_longer_after_each_that_showed_nothing():
+def test_plain_trials_wait_longer_after_each_that_showed_nothing(estimates):
     """Where a prompt is taken in at every step, batches are not decoded plainly for ever."""
     trials = of_rows(16)
     standing = [Plan.chain(["a", "target"], [4])] * 16
-    tried = [step for step in range(2000) if trials.plans(standing, None, step)]
+    tried = [step for step in range(2000) if trials.plans(standing, estimates[16], step)]
     assert [0, 4, 12, 28] == tried[:4]
     assert len(tried) < 14
     trials.seen(16, 2000)
@@ -188,42 +188,52 @@ def test_plain_trials_wait_longer_after_each_that_showed_nothing():
     assert not trials.due(1, 2001)
 
 
-def test_plain_trials_wait_for_somebody_who_drafts():
+def test_plain_trials_wait_for_somebody_who_drafts(estimates):
     trials = of_rows(8)
-    assert not any(trials.plans([PLAIN] * 8, None, step) for step in range(1600))
-    assert trials.plans([Plan.chain(["a", "target"], [4])] * 8, None, 1600) == (PLAIN,) * 8
+    assert not any(trials.plans([PLAIN] * 8, estimates[8], step) for step in range(1600))
+    assert trials.plans([Plan.chain(["a", "target"], [4])] * 8, estimates[8], 1600) == (PLAIN,) * 8
 
 
-def test_plain_trials_wait_until_a_number_of_rows_lasts():
+def test_plain_trials_wait_until_a_number_of_rows_lasts(estimates):
     """The last rows of many are gone before it could be of use."""
     trials, standing = PlainTrials(), {rows: [Plan.chain(["a", "target"], [4])] * rows for rows in (2, 4, 7, 8)}
     for step in range(41):  # rows come and go: now it is this many, now that
         rows = 8 if step % PLAIN_LASTING else 4
         trials.ran(rows, step)
-        assert trials.plans(standing[rows], None, step + 1) is None
+        assert trials.plans(standing[rows], estimates[rows], step + 1) is None
     tried = []
     for step in range(41, 60):  # seven and eight are nearly as many
         rows = 7 + step % 2
         trials.ran(rows, step)
-        tried += [step] * (trials.plans(standing[rows], None, step + 1) is not None)
+        tried += [step] * (trials.plans(standing[rows], estimates[rows], step + 1) is not None)
     assert tried[0] == 40 + PLAIN_LASTING
-    assert trials.plans(standing[2], None, 61) is None
+    assert trials.plans(standing[2], estimates[2], 61) is None
 
 
-def test_a_plain_step_that_took_another_time_is_repeated():
+def test_a_plain_step_that_took_another_time_is_repeated(estimates):
     trials = Trials(windows=False)
     standing = [Plan.chain(["a", "target"], [4])] * 8
     trials.learnt(forward(40, 8), News.NONE, tried=False, step=-PLAIN_LASTING)
     for step in range(PLAIN_STEPS):
-        assert trials.plans(standing, None, step) == (PLAIN,) * 8
+        assert trials.plans(standing, estimates[8], step) == (PLAIN,) * 8
         trials.learnt(forward(8, 8), News.NONE, tried=True, step=step)
-    assert trials.plans(standing, None, PLAIN_STEPS) is None
+    assert trials.plans(standing, estimates[8], PLAIN_STEPS) is None
     late = PLAIN_STEPS + PLAIN_AGAIN
-    assert trials.plans(standing, None, late) == (PLAIN,) * 8
+    assert trials.plans(standing, estimates[8], late) == (PLAIN,) * 8
     trials.learnt(forward(8, 8), News.ODD, tried=True, step=late)
-    assert trials.plans(standing, None, late + 1) == (PLAIN,) * 8
+    assert trials.plans(standing, estimates[8], late + 1) == (PLAIN,) * 8
     trials.learnt(forward(8, 8), News.CHANGED, tried=True, step=late + 1)
-    assert trials.plans(standing, None, late + 2) is None
+    assert trials.plans(standing, estimates[8], late + 2) is None
+
+
+def test_no_plain_trial_where_it_would_lose_much(estimates):
+    """Two rows gain so much by drafts that no change of the machine would make plain decoding the better way."""
+    trials, standing = of_rows(2), [Plan.chain(["a", "target"], [4])] * 2
+    assert trials.due(2, 1)
+    assert trials.plans(standing, estimates[2], 1) is None
+    tokens, seconds = price(standing, estimates[2])
+    assert estimates[2].plain_seconds - 2 * seconds / tokens > REGRET * seconds
+    assert not trials.due(2, 2)
 
 
 def test_a_batch_that_begins_anew_is_looked_at_once_and_not_where_rows_are_short():
