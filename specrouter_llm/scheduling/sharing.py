@@ -68,15 +68,16 @@ class Sharing:
 
     def __init__(self, estimates: Estimates, offers: Offers, refused: Ints, lookups: Lookups) -> None:
         """`refused`: [R] a bit for each level that a row cannot use."""
-        rows, width = estimates.num_rows, len(offers)
+        rows = estimates.num_rows
         self._estimates = estimates
         self._rows = np.arange(rows)
         low, high = estimates.target_seconds(np.array([rows * 2.0, rows * 6.0]))
         slope = float(high - low) / (4.0 * rows)  # seconds per further token of the target's forward
-        self._set_offers(offers, refused, slope, rows, width)
-        self._set_lookups(lookups, slope, rows)
+        self._set_offers(offers, refused, slope)
+        self._set_lookups(lookups, slope)
 
-    def _set_offers(self, offers: Offers, refused: Ints, slope: float, rows: int, width: int) -> None:
+    def _set_offers(self, offers: Offers, refused: Ints, slope: float) -> None:
+        rows, width = len(self._rows), len(offers)
         survival, whole, one = offers.survival, offers.seconds[:, 0], offers.seconds[:, 1]
         self._window = np.zeros((rows, width + 1), np.int64)
         self._window[:, :width] = np.where(refused[:, None] & offers.members, 0, offers.window)
@@ -95,14 +96,16 @@ class Sharing:
         columns = (MAX_WINDOW + 1) * np.arange(width + 1)
         self._columns = np.concatenate([columns, columns])
 
-    def _set_lookups(self, lookups: Lookups, slope: float, rows: int) -> None:
+    def _set_lookups(self, lookups: Lookups, slope: float) -> None:
         mean, variance = moments(lookups.reach)
-        self._looked_up = np.zeros((4, rows, len(lookups.seconds) + 1))  # accepted, offered, its variance, seconds
+        self._looked_up = np.zeros(
+            (4, len(self._rows), len(lookups.seconds) + 1)
+        )  # accepted, offered, its variance, seconds
         self._looked_up[:, :, 1:] = lookups.accepted, mean, variance, np.broadcast_to(lookups.seconds, mean.shape)
         self._lookup_price = slope * self._looked_up[1] + self._looked_up[3]
 
     def better_than(self, tokens: float, seconds: float) -> Share | None:
-        """The best step that takes less than so many seconds for so many tokens."""
+        """The best step at a higher rate than so many tokens in so many seconds; None if there is none."""
         best: Share | None = None
         for _ in range(PASSES):
             found = self._best_at(tokens / seconds)

@@ -401,5 +401,6 @@ def test_every_row_of_a_batch_takes_what_is_best(seed):
 
 def rounded(plan, plans):
     """Drafts of a step share their rounds: as many as the longest of them needs."""
-    longest = max(other.window for other in plans if other.levels == ("m0", "t")) if plan.levels == ("m0", "t") else 1
-    return Plan(plan.levels, plan.windows, (longest, 1)) if plan.levels == ("m0", "t") else plan
+    if plan.levels != ("m0", "t"):
+        return plan
+    return replace(plan, rounds=(max(other.window for other in plans if other.levels == plan.levels), 1))
