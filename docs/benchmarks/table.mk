@@ -31,11 +31,10 @@ chains-stories       := speed -w stories --peer none $(call limit,8)
 chains-mix           := speed -w mix --peer none $(call limit,2)
 # Batches: the sizes, and eight rows of every workload.
 some                 := --chain ngram@8 --chain demo/draft@4
-batch-1              := batch -w $(GSM8K) --batch 1 --groups 32 --max-tokens 48 --limit 32 --no-peer
-batch-1-4            := batch -w $(GSM8K) --batch 1 --batch 2 --batch 4 --groups 12 --max-tokens 48 --limit 48
+batch-1-4            := batch -w $(GSM8K) --batch 1 --batch 2 --batch 4 --groups 32 --max-tokens 48 --limit 128 --no-peer
 batch-8              := batch -w $(GSM8K) --batch 8 --groups 16 --max-tokens 48 --limit 128
-batch-16             := batch -w $(GSM8K) --batch 16 --groups 4 --max-tokens 32 --limit 64 --no-peer $(some)
-batch-32             := batch -w $(GSM8K) --batch 32 --groups 2 --max-tokens 24 --limit 32 $(some)
+batch-16             := batch -w $(GSM8K) --batch 16 --groups 8 --max-tokens 32 --limit 128 --no-peer $(some)
+batch-32             := batch -w $(GSM8K) --batch 32 --groups 4 --max-tokens 24 --limit 128 --no-peer $(some)
 batch-8-code         := batch -w $(HUMANEVAL) --batch 8 --groups 2 --max-tokens 48 --limit 16 --no-peer $(some)
 batch-8-rag          := batch -w rag --batch 8 --groups 2 --max-tokens 48 --limit 8 --no-peer $(some)
 batch-8-spec-rag     := batch -w '$(SPEC_BENCH)\#rag' --batch 8 --groups 16 --max-tokens 32 --limit 80 --no-peer --no-chains
@@ -50,7 +49,7 @@ memory               := memory --depth 1 --depth 3
 
 bench_table := gsm8k gsm8k-assisted target-only target-only-assisted quoting \
 	chains-gsm8k chains-target-only chains-code chains-rag chains-qa chains-quoting chains-stories chains-mix \
-	batch-1 batch-1-4 batch-8 batch-16 batch-32 batch-8-code batch-8-rag batch-8-spec-rag batch-8-qa batch-8-stories step overhead \
+	batch-1-4 batch-8 batch-16 batch-32 batch-8-code batch-8-rag batch-8-spec-rag batch-8-qa batch-8-stories step overhead \
 	calibration memory
 
 .PHONY: bench-table bench-peers
