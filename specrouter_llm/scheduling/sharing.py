@@ -98,9 +98,8 @@ class Sharing:
 
     def _set_lookups(self, lookups: Lookups, slope: float) -> None:
         mean, variance = moments(lookups.reach)
-        self._looked_up = np.zeros(
-            (4, len(self._rows), len(lookups.seconds) + 1)
-        )  # accepted, offered, its variance, seconds
+        # Accepted, offered, its variance, seconds.
+        self._looked_up = np.zeros((4, len(self._rows), len(lookups.seconds) + 1))
         self._looked_up[:, :, 1:] = lookups.accepted, mean, variance, np.broadcast_to(lookups.seconds, mean.shape)
         self._lookup_price = slope * self._looked_up[1] + self._looked_up[3]
 
