@@ -14,6 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor
 
@@ -62,7 +63,7 @@ class StepResult:
         """Time spent in each level."""
         totals: dict[str, float] = defaultdict(float)
         for forward in self.forwards:
-            totals[forward.level] += forward.seconds
+            totals[forward.level] += forward.seconds_together
         return dict(totals)
 
 
@@ -165,10 +166,10 @@ class _StepRun:
     looping: LoopProcessor
     log: list[Forward]
     meanwhile: Callable[[], None]
-    trials: dict[int, list[Trial]] = field(default_factory=lambda: defaultdict(list))
-    scores: dict[int, list[Score]] = field(default_factory=lambda: defaultdict(list))
-    inner: dict[int, list[InnerProposal]] = field(default_factory=lambda: defaultdict(list))
-    asides: dict[int, list[Aside]] = field(default_factory=lambda: defaultdict(list))
+    trials: dict[int, list[Trial]] = field(default_factory=partial(defaultdict, list))
+    scores: dict[int, list[Score]] = field(default_factory=partial(defaultdict, list))
+    inner: dict[int, list[InnerProposal]] = field(default_factory=partial(defaultdict, list))
+    asides: dict[int, list[Aside]] = field(default_factory=partial(defaultdict, list))
 
     def outcomes(self, rows: Sequence[Row], plans: Sequence[Plan], asides: Collection[str]) -> list[RowOutcome]:
         """What rows look up first, the proposals of the others group by group, then the target once over all rows."""

@@ -29,6 +29,9 @@ class ChainRouter:
 
     def __init__(self, models: Sequence[str], proposers: Collection[str], *, policy: Policy | None = None) -> None:
         self._models = tuple(models)
+        self.target = self._models[-1]
+        self.target_only = Plan((self.target,))
+        """Plain decoding."""
         self._proposers = tuple(proposers)
         self._policy: Policy | None = None
         self._deferring: DeferringPolicy | None = None
@@ -37,15 +40,6 @@ class ChainRouter:
             self.use(policy)
         self._sound: set[Plan] = set()
         """Plans of the policy that have been checked."""
-
-    @property
-    def target(self) -> str:
-        return self._models[-1]
-
-    @property
-    def target_only(self) -> Plan:
-        """Plain decoding."""
-        return Plan((self.target,))
 
     def use(self, policy: Policy) -> None:
         """Plans of rows that do not force a chain come from this policy from now on."""

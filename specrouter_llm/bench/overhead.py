@@ -66,7 +66,7 @@ class Stopwatch:
 
     def next(self, step: StepObservation) -> None:
         self.current.step = step.seconds - step.between
-        self.current.forwards = sum(forward.seconds for forward in step.forwards)
+        self.current.forwards = sum(forward.seconds_together for forward in step.forwards)
         self.steps.append(self.current)
         self.current = Times()
 

@@ -60,7 +60,7 @@ class CountingPolicy:
 
     def observe(self, step: StepObservation) -> None:
         for forward in step.forwards:
-            self.forwards[forward.level] += forward.num_rows
+            self.forwards[forward.level] += forward.num_rows * forward.turns
 
 
 def variants(models: Sequence[str], offers: Sequence[int] = OFFERS) -> list[Variant]:

@@ -111,10 +111,12 @@ class Sample:
         """
         taken: list[int] = []
         pieces: list[str] = []
+        constraint = self.row.sampler.constraint if self.row is not None else None
+        most = self.request.max_output
         for token_id in token_ids:
             taken.append(token_id)
             self._token_ids.append(token_id)
-            pieces.append(self._advance(taken))
+            pieces.append(self._advance(token_id, most, constraint.progress(taken) if constraint is not None else None))
             if self.finish_reason is not None:
                 break
         now = time.monotonic()
@@ -124,10 +126,10 @@ class Sample:
             pieces.append(self._stream.release())
         return taken, "".join(pieces)
 
-    def _advance(self, taken: Sequence[int]) -> str:
-        """The text that the last of the tokens taken in this step releases; sets the finish reason if it ends the text."""
-        request, token_id, length = self.request, taken[-1], len(self._token_ids)
-        progress = self._progress(taken)
+    def _advance(self, token_id: int, most: int, progress: Progress | None) -> str:
+        """The text that the last of the tokens, of `most`, releases; sets the finish reason if it ends the text. `progress` is
+        where the output stands with regard to its grammar, if it has one."""
+        request, length = self.request, len(self._token_ids)
         may_stop = length > request.params.min_tokens
         if progress is Progress.CLOSED or (progress is None and token_id in request.end_ids and may_stop):
             self.finish_reason = FinishReason.STOP
@@ -137,16 +139,11 @@ class Sample:
         text, stop = self._stream.push(token_id, check_stops=not inside and length >= request.params.min_tokens)
         if stop is not None:
             self.finish_reason, self._stop_reason = FinishReason.STOP, stop
-        elif progress is Progress.COMPLETE or (progress is Progress.VALID and length >= request.max_output):
+        elif progress is Progress.COMPLETE or (progress is Progress.VALID and length >= most):
             self.finish_reason = FinishReason.STOP
-        elif length >= request.max_output:
+        elif length >= most:
             self.finish_reason = FinishReason.LENGTH
         return text
-
-    def _progress(self, taken: Sequence[int]) -> Progress | None:
-        """Where the output stands with regard to its grammar, if it has one."""
-        constraint = self.row.sampler.constraint if self.row is not None else None
-        return constraint.progress(taken) if constraint is not None else None
 
     def emit(self, taken: Sequence[int], text: str, logprobs: Sequence[TokenLogprob] | None) -> None:
         """Delivers what a step made final; the rest of the text with the last piece."""

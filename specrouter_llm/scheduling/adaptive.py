@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from specrouter_llm.errors import InvalidParameterError
-from specrouter_llm.scheduling.decision import Decision, RowSeen, Seen, rows_of
+from specrouter_llm.scheduling.decision import Decision, RowSeen, Seen, forwards_of, rows_of
 from specrouter_llm.scheduling.estimates import Costs, Estimates, context_bucket
 from specrouter_llm.scheduling.explanation import Explanation, Journal, Switch
 from specrouter_llm.scheduling.latency import LatencyModel
@@ -155,8 +155,8 @@ class AdaptivePolicy:
     def _learn(self) -> None:
         """Corrects latencies by the forwards, similarities by the trials, and puts decisions into force."""
         seen, self._seen = self._seen, []
+        self._learn_latency(seen)
         for each in seen:
-            self._learn_latency(each)
             if each.decision is not None and any(row.committed for row in each.step.rows):
                 self._settle(each.decision, each)
         for row_id, row in rows_of(seen).items():
@@ -382,12 +382,13 @@ class AdaptivePolicy:
 
     # ---------------------------------------------------------------- learning
 
-    def _learn_latency(self, seen: Seen) -> None:
-        for forward in seen.forwards(self._proposers, self._target):
+    def _learn_latency(self, seen: Sequence[Seen]) -> None:
+        for forward, tried in forwards_of(seen, self._proposers, self._target):
             news = self._latency.observe(forward)
             if forward.level == self._target:
-                self._trials.learnt(forward, news, tried=seen.is_trial, step=self._step)
-        self._latency.observe_overhead(seen.step)
+                self._trials.learnt(forward, news, tried=tried, step=self._step)
+        for each in seen:
+            self._latency.observe_overhead(each.step)
 
     def _settle(self, decision: Decision, seen: Seen) -> None:
         """Journal, switches, and what a probe cost."""

@@ -80,21 +80,6 @@ class Seen:
         """Whether nothing was tried in it and no row has ended."""
         return not (self.decision is not None and self.decision.tries) and not any(r.finished for r in self.step.rows)
 
-    def forwards(self, proposers: Collection[str], target: str) -> Iterator[Forward]:
-        """One of each kind, that took the mean of its kind; none of those whose time says little. A call of a model-free level
-        counts by rows."""
-        alike: dict[tuple[str, int, int, bool], list[Forward]] = {}
-        for forward in self.step.forwards:
-            if forward.level in proposers:
-                forward = Forward(forward.level, forward.num_rows, forward.num_rows, 0, forward.seconds)
-            if forward.shifted or (self.reconsidered and forward.level == target):
-                continue  # in the second case the search may have been longer
-            key = forward.level, forward.num_rows, forward.num_tokens, forward.looped
-            alike.setdefault(key, []).append(forward)
-        for first, *more in alike.values():
-            mean = (first.seconds + sum(forward.seconds for forward in more)) / (1 + len(more))
-            yield replace(first, seconds=mean) if more else first
-
     @property
     def is_trial(self) -> bool:
         """Whether the rows ran what stands with other windows, or plainly."""
@@ -105,6 +90,28 @@ class Seen:
         if self.decision is None or row_id not in self.decision.key:
             return None
         return self.decision.plans[self.decision.key.index(row_id)]
+
+
+def forwards_of(steps: Sequence[Seen], proposers: Collection[str], target: str) -> Iterator[tuple[Forward, bool]]:
+    """The target's forwards, one by one, with whether each was a trial's; of those below one of each kind, that took the mean
+    of its kind. None of those whose time says little; a call of a model-free level counts by rows."""
+    alike: dict[tuple[str, int, int, bool], list[Forward]] = {}
+    for seen in steps:
+        for forward in seen.step.forwards:
+            if forward.shifted:
+                continue
+            if forward.level == target:
+                if not seen.reconsidered:  # else the search may have been longer
+                    yield forward, seen.is_trial
+                continue
+            rows = forward.num_rows
+            tokens = rows if forward.level in proposers else forward.num_tokens
+            alike.setdefault((forward.level, rows, tokens, forward.looped), []).append(forward)
+    for (level, rows, tokens, looped), some in alike.items():
+        turns = sum(forward.turns for forward in some)
+        seconds = sum(forward.seconds_together for forward in some) / turns
+        context = 0 if level in proposers else some[-1].context
+        yield Forward(level, rows, tokens, context, seconds, max(f.longest for f in some), looped, turns=turns), False
 
 
 @dataclass(slots=True)

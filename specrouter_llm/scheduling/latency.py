@@ -151,7 +151,7 @@ class LatencyModel:
     def observe_overhead(self, step: StepObservation) -> None:
         """Takes note of what a step took beside its forwards, unless it took in a prompt."""
         if not any(map(_is_prefill, step.forwards)):
-            within = step.seconds - step.between - sum(forward.seconds for forward in step.forwards)
+            within = step.seconds - step.between - sum(forward.seconds_together for forward in step.forwards)
             drafted = any(row.plan.below is not None for row in step.rows)
             self.overhead.observe(step.between, within, drafted=drafted)
 

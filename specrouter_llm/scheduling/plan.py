@@ -22,10 +22,13 @@ class Plan:
     finds nothing; see `alternatives`."""
     below: Plan | None = field(init=False, repr=False, compare=False)
     """The chain that proposes to the top."""
+    alternatives: tuple[Plan, ...] = field(init=False, repr=False, compare=False)
+    """What a plan of `lookup_first` runs where its lookup finds something, and where not. Others have none."""
 
     def __post_init__(self) -> None:
         below = Plan(self.levels[:-1], self.windows[:-1], self.rounds[:-1]) if len(self.levels) > 1 else None
         object.__setattr__(self, "below", below)
+        object.__setattr__(self, "alternatives", self._alternatives() if self.lookup_first else ())
 
     @classmethod
     def chain(cls, levels: Sequence[str], windows: Sequence[int]) -> Plan:
@@ -56,16 +59,14 @@ class Plan:
         levels, windows = (*lookup.levels[:1], *drafts.levels), (*lookup.windows, *drafts.windows)
         return cls(levels, windows, (1, *drafts.rounds), lookup_first=True)
 
-    @property
-    def alternatives(self) -> tuple[Plan, Plan]:
-        """What a plan of `lookup_first` runs where its lookup finds something, and where not."""
+    def _alternatives(self) -> tuple[Plan, Plan]:
         lookup = Plan((self.levels[0], self.top), self.windows[:1], (1, 1))
         return lookup, Plan(self.levels[1:], self.windows[1:], self.rounds[1:])
 
     @property
     def runs(self) -> tuple[Plan, ...]:
         """What may be run."""
-        return self.alternatives if self.lookup_first else (self,)
+        return self.alternatives or (self,)
 
     @property
     def top(self) -> str:

@@ -74,6 +74,13 @@ class Forward:
     """One of several that the host did not come between, each but the first over the choice before."""
     shifted: bool = False
     """Its `seconds` are not what it takes: it was begun in the step before, or waited for one that was begun in vain."""
+    turns: int = 1
+    """As many of these ran one behind the other; all the rest is of one of them, in the mean."""
+
+    @property
+    def seconds_together(self) -> float:
+        """Of all its turns."""
+        return self.seconds * self.turns
 
 
 @dataclass(frozen=True, slots=True)

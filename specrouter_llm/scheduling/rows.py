@@ -73,7 +73,10 @@ class RowBook:
         self._finished: OrderedDict[int, tuple[RouteSwitch, ...]] = OrderedDict()
 
     def __getitem__(self, row_id: int) -> RowMemory:
-        return self._rows.setdefault(row_id, RowMemory())
+        found = self._rows.get(row_id)
+        if found is None:
+            found = self._rows[row_id] = RowMemory()
+        return found
 
     def __len__(self) -> int:
         return len(self._rows)

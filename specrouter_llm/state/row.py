@@ -67,8 +67,9 @@ class Row:
 
     def travel(self, levels: tuple[str, ...], committed: int, seconds: float) -> None:
         """One step with one chain."""
-        before = self.legs.get(levels, RouteLeg(levels, 0, 0, 0.0))
-        self.legs[levels] = RouteLeg(levels, before.steps + 1, before.tokens + committed, before.seconds + seconds)
+        before = self.legs.get(levels)
+        steps, tokens, spent = (before.steps, before.tokens, before.seconds) if before is not None else (0, 0, 0.0)
+        self.legs[levels] = RouteLeg(levels, steps + 1, tokens + committed, spent + seconds)
 
     def count(self, level: str, proposed: int, accepted: int, *, final: bool) -> None:
         """One verification of a proposal of `level` by the level above it; `final` if that is the target."""

@@ -97,11 +97,13 @@ class LoopProcessor:
 
     @staticmethod
     def _log(model: str, spans: Sequence[Span], count: int, seconds: float, log: list[Forward]) -> None:
-        """As so many forwards, of equal duration."""
-        for turn in range(count):
-            fed = len(spans) if turn else sum(len(span.token_ids) for span in spans)
-            context = sum(span.end + turn for span in spans)
-            log.append(Forward(model, len(spans), fed, context, seconds / count, looped=True))
+        """As so many forwards, of equal duration: the first, which feeds what was missing too, and the others."""
+        rows, each = len(spans), seconds / count
+        fed, context = sum(len(span.token_ids) for span in spans), sum(span.end for span in spans)
+        log.append(Forward(model, rows, fed, context, each, looped=True))
+        if count > 1:
+            later = context + rows * count // 2
+            log.append(Forward(model, rows, rows, later, each, looped=True, turns=count - 1))
 
 
 def _keys(row: Row, position: int, count: int) -> list[tuple[int, int]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from types import TracebackType
 
 from specrouter_llm.state.manager import StateManager
 from specrouter_llm.state.row import Row
@@ -20,12 +20,23 @@ class RollbackProcessor:
         self._state.commit(row.slot, token_ids)
         row.commit(token_ids)
 
-    @contextmanager
-    def atomic(self, rows: Sequence[Row]) -> Iterator[None]:
+    def atomic(self, rows: Sequence[Row]) -> Atomic:
         """A step over models: if anything in it raises, every model's lengths are what they were before."""
-        snapshot = self._state.snapshot(row.slot for row in rows)
-        try:
-            yield
-        except BaseException:
-            self._state.restore(snapshot)
-            raise
+        return Atomic(self._state, [row.slot for row in rows])
+
+
+class Atomic:
+    """Lengths of some slots, that come back if what is done within raises."""
+
+    __slots__ = ("_snapshot", "_state")
+
+    def __init__(self, state: StateManager, slots: Sequence[int]) -> None:
+        self._state = state
+        self._snapshot = state.snapshot(slots)
+
+    def __enter__(self) -> None:
+        """The lengths are known already."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is not None:
+            self._state.restore(self._snapshot)

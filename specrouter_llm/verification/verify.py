@@ -136,13 +136,11 @@ class VerifyProcessor:
         return choose(logits, segments, waiting)
 
     def _shift_first(self, log: list[Forward]) -> None:
-        """What this step has run first on the device has waited for the forward that was begun in vain; a loop is logged in
-        turns."""
+        """What this step has run first on the device has waited for the forward that was begun in vain: all of it, if it was
+        a loop."""
         first = next(i for i, forward in enumerate(log) if forward.level in self._runners)
-        last = first + 1
-        while log[first].looped and last < len(log) and log[last].looped and log[last].level == log[first].level:
-            last += 1
-        log[first:last] = [replace(forward, shifted=True) for forward in log[first:last]]
+        size = 2 if log[first].looped and log[first + 1].level == log[first].level else 1
+        log[first : first + size] = [replace(forward, shifted=True) for forward in log[first : first + size]]
 
     def fits(self, model: str, row: Row, hypothesis: Sequence[int]) -> bool:
         """Whether the model can take in the row with this hypothesis: its context is long enough, its vocabulary wide."""

@@ -502,7 +502,7 @@ def test_a_policy_thinks_while_the_target_runs(tools, plain, fails, caplog):
     assert policy.thoughts == [(step + 1, step) for step in range(policy.plans)]
     assert ({OSError} if fails else set()) == {record.exc_info[0] for record in caplog.records}
     for step in policy.steps:
-        assert step.seconds >= 0.002 + sum(forward.seconds for forward in step.forwards)
+        assert step.seconds >= 0.002 + sum(forward.seconds_together for forward in step.forwards)
 
 
 @pytest.mark.parametrize(

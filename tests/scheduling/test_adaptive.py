@@ -392,7 +392,7 @@ def quiet_step(policy, row_id, num_tokens, seconds, finished=False):
 def test_quiet_steps_are_learnt_from_together_but_before_anyone_looks():
     policy = AdaptivePolicy(["target"])
     learn, lessons = policy._learn_latency, []
-    policy._learn_latency = lambda seen: lessons.append(seen) or learn(seen)
+    policy._learn_latency = lambda seen: lessons.extend(seen) or learn(seen)
     counts = []
     for step in range(12):
         quiet_step(policy, 0, 64 + step, 0.05)
