@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -33,8 +34,7 @@ from specrouter_llm.verification.rollback import RollbackProcessor
 from specrouter_llm.verification.verify import Verification, VerifyProcessor
 
 
-@dataclass(frozen=True, slots=True)
-class RowOutcome:
+class RowOutcome(NamedTuple):
     """What a step offers a row; nothing is final before `Executor.commit`."""
 
     row: Row
@@ -50,8 +50,7 @@ class RowOutcome:
     asides: tuple[Aside, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(NamedTuple):
     """Outcomes of all rows, in the order given, and where the time went."""
 
     outcomes: list[RowOutcome]

@@ -20,13 +20,14 @@ class Mailbox(Generic[T]):
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
-        self._condition = threading.Condition()
+        self._lock = threading.RLock()
+        self._condition = threading.Condition(self._lock)
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._awaited: type | None = None
         """The consumer waits for an item of this kind and leaves the others lying; None: it waits for any."""
 
     def put(self, item: T) -> None:
-        with self._condition:
+        with self._lock:
             self._items.append(item)
             if self._awaited is not None and not isinstance(item, self._awaited):
                 return  # waking a thread costs the models' thread time
@@ -44,7 +45,7 @@ class Mailbox(Generic[T]):
         """The next item, once there is one of the kind `awaited`; blocks."""
         if not self._items:
             release_team()  # a thread that waits has no use for one
-        with self._condition:
+        with self._lock:
             self._awaited = awaited
             while not self._ready():
                 self._condition.wait()
@@ -57,7 +58,7 @@ class Mailbox(Generic[T]):
     async def aget(self, awaited: type | None = None) -> T:
         """`get` without blocking the event loop."""
         while True:
-            with self._condition:
+            with self._lock:
                 self._awaited = awaited
                 if self._ready():
                     return self._items.popleft()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 from specrouter_llm.errors import ModelFailure
 from specrouter_llm.executor import Executor
 from specrouter_llm.scheduling.plan import Plan
@@ -21,7 +19,8 @@ class CatchUp:
     def __init__(self, executor: Executor, state: StateManager, chunk: int) -> None:
         self._executor = executor
         self._state = state
-        self._left: defaultdict[str, int] = defaultdict(lambda: chunk)
+        self._chunk = chunk
+        self._left: dict[str, int] = {}
 
     def fits(self, model: str, row: Row) -> bool:
         """Whether the model's missing tokens of this row may ride in the step.
@@ -29,12 +28,12 @@ class CatchUp:
         Raises:
             ModelFailure: taking in a chunk failed.
         """
-        lag = self._state.lag(model, row.slot)
-        if lag <= self._left[model]:
-            self._left[model] -= lag
+        lag, left = self._state.lag(model, row.slot), self._left.get(model, self._chunk)
+        if lag <= left:
+            self._left[model] = left - lag
             return True
-        if self._left[model] > 0:
-            self._executor.prefill(model, [row], self._left[model])
+        if left > 0:
+            self._executor.prefill(model, [row], left)
             self._left[model] = 0
         return False
 

@@ -81,7 +81,9 @@ class Worker:
         self._max_queue = max_queue
         self._prefill_chunk = prefill_chunk
         self._on_stopped = on_stopped
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        """Taken by itself where nobody waits: a condition is Python code around it."""
+        self._changed = threading.Condition(self._lock)
         self._waiting: deque[Sample] = deque()
         self._running: list[Sample] = []
         self._calls: list[Callable[[], None]] = []
@@ -102,12 +104,13 @@ class Worker:
         Raises:
             EngineClosedError, QueueFullError: nothing was queued.
         """
-        with self._changed:
+        with self._lock:
             if self._closing:
                 raise EngineClosedError("the engine is closed; make a new one to go on")
-            if len(self._waiting) + len(samples) > self._max_queue and self._waiting:
+            waiting = sum(not sample.request.cancelled.is_set() for sample in self._waiting)
+            if waiting and waiting + len(samples) > self._max_queue:
                 raise QueueFullError(
-                    f"{len(self._waiting)} samples are waiting and the queue holds {self._max_queue}; "
+                    f"{waiting} samples are waiting and the queue holds {self._max_queue}; "
                     "try again later, or raise max_queue"
                 )
             self._waiting.extend(samples)
@@ -128,7 +131,7 @@ class Worker:
                 future.set_exception(error)
 
         release_team()
-        with self._changed:
+        with self._lock:
             if self._closing:
                 raise EngineClosedError("the engine is closed; make a new one to go on")
             self._calls.append(run)
@@ -137,11 +140,11 @@ class Worker:
 
     def wake(self) -> None:
         """Makes an idle worker look at cancellations."""
-        with self._changed:
+        with self._lock:
             self._changed.notify()
 
     def stats(self) -> EngineStats:
-        with self._changed:
+        with self._lock:
             return EngineStats(
                 num_running=len(self._running),
                 num_waiting=len(self._waiting),
@@ -154,7 +157,7 @@ class Worker:
 
     def close(self) -> None:
         """Ends all requests as cancelled, and the thread. Idempotent; called by a callback it takes effect after the step."""
-        with self._changed:
+        with self._lock:
             self._closing = True
             self._changed.notify()
         if threading.current_thread() is not self._thread:
@@ -168,7 +171,7 @@ class Worker:
                 while self._next_turn():
                     self._guarded_turn()
         finally:
-            with self._changed:
+            with self._lock:
                 self._closing = True
                 calls = self._calls
             for call in calls:
@@ -178,7 +181,7 @@ class Worker:
 
     def _next_turn(self) -> bool:
         """Waits for work, runs what was called for, and says whether to go on."""
-        with self._changed:
+        with self._lock:
             patience: float | None = IDLE_SECONDS
             while not (self._waiting or self._running or self._calls or self._closing):
                 if not self._changed.wait(patience):
@@ -217,7 +220,7 @@ class Worker:
 
     def _end(self, verdict: Callable[[Sample], tuple[FinishReason, Exception | None] | None]) -> None:
         """Ends every sample, waiting or running, for which `verdict` gives a reason."""
-        with self._changed:
+        with self._lock:
             ending = [(s, v) for s in (*self._waiting, *self._running) if (v := verdict(s)) is not None]
             gone = {id(sample) for sample, _ in ending}
             if gone:
@@ -228,7 +231,7 @@ class Worker:
 
     def _admit(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 if not self._waiting or len(self._running) >= self._state.num_slots:
                     return
                 sample = self._waiting.popleft()
@@ -320,7 +323,7 @@ class Worker:
 
     def _retire(self, sample: Sample) -> None:
         """The sample has ended: its slot is free, its completion is delivered."""
-        with self._changed:
+        with self._lock:
             if sample in self._running:
                 self._running.remove(sample)
                 slot = _row(sample).slot

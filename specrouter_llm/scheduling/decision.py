@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from specrouter_llm.scheduling.lookups import Calls
 from specrouter_llm.scheduling.plan import Plan
@@ -63,8 +64,7 @@ class Decision:
         return replace(self, plans=tuple(plans))
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """A step that has not been learnt from yet."""
 
     step: StepObservation

@@ -1,17 +1,19 @@
-"""Who chooses the plans. A policy changes speed only: any policy, even a random one, leaves every output as it is."""
+"""Who chooses the plans. A policy changes speed only: any policy, even a random one, leaves every output as it is.
+
+What a step makes anew is a named tuple: it is made in a quarter of the time that a frozen dataclass takes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.types import RouteCandidate, RouteSwitch
 
 
-@dataclass(frozen=True, slots=True)
-class RowView:
+class RowView(NamedTuple):
     """What a policy may know of a row: numbers, no tokens."""
 
     row_id: int
@@ -25,8 +27,7 @@ class RowView:
     """Whether its next token may be fed before the host has seen it; not where penalties or a grammar look at it first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(NamedTuple):
     """One verification of one proposal: `accepted` of `proposed` tokens matched; a smaller number is a first mismatch."""
 
     lower: str
@@ -35,8 +36,7 @@ class Trial:
     accepted: int
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
+class Score(NamedTuple):
     """How many of some committed tokens a level would have chosen too, without the target having verified it: those that
     it lacked and caught up with, or those that it proposed to a middle level."""
 
@@ -47,8 +47,7 @@ class Score:
     """The middle level that had accepted all of them, if only such tokens are counted: some of those of another score."""
 
 
-@dataclass(frozen=True, slots=True)
-class Aside:
+class Aside(NamedTuple):
     """A model-free level was asked for `wanted` tokens beside what a row ran, to see what it would have brought."""
 
     level: str
@@ -56,8 +55,7 @@ class Aside:
     proposed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
+class Forward(NamedTuple):
     """One forward of one level within a step, over all rows that took part."""
 
     level: str
@@ -83,8 +81,7 @@ class Forward:
         return self.seconds * self.turns
 
 
-@dataclass(frozen=True, slots=True)
-class RowObservation:
+class RowObservation(NamedTuple):
     """What one step did with one row."""
 
     row_id: int
@@ -98,8 +95,7 @@ class RowObservation:
     asides: tuple[Aside, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class StepObservation:
+class StepObservation(NamedTuple):
     """What one step did."""
 
     rows: tuple[RowObservation, ...]

@@ -23,7 +23,7 @@ EAGER_STEPS = 8
 """The same after a probe that went as well as expected: its models have caught up, so more of it is cheap."""
 FIRST_PAUSE, LONGEST_PAUSE = 4, 512
 """Steps until a chain whose probe failed is tried again; doubled by each failure."""
-LOOK, LOOK_LATER, LOOK_CHANGED = 8, 32, 4
+LOOK, LOOK_LATER, LOOK_CHANGED = 16, 64, 4
 """Steps between two searches for something to probe: as a rule, after one that found nothing, and soon after a change."""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from specrouter_llm.scheduling.evidence import ASIDE_WINDOW, MOST_SCORED, InnerProposal, num_scored, scores_of
 from specrouter_llm.scheduling.plan import Plan, rows_by_chain
@@ -216,9 +216,9 @@ class Simulator:
             observations.append(self._commit(run, row, plan, tokens[: row.remaining]))
         self.rows = [row for row in self.rows if row.remaining > 0]
         if hidden:
-            run.log = [replace(f, seconds=max(f.seconds - hidden, 1e-9), shifted=True) for f in run.log]
+            run.log = [f._replace(seconds=max(f.seconds - hidden, 1e-9), shifted=True) for f in run.log]
         elif begun:  # in vain, and what comes first waits for it
-            run.log[0] = replace(run.log[0], seconds=run.log[0].seconds + begun, shifted=True)
+            run.log[0] = run.log[0]._replace(seconds=run.log[0].seconds + begun, shifted=True)
             run.seconds += begun
         spent = sum(forward.seconds for forward in run.log)
         overhead = self.pool.overhead * self.noisy()

@@ -140,7 +140,7 @@ class VerifyProcessor:
         a loop."""
         first = next(i for i, forward in enumerate(log) if forward.level in self._runners)
         size = 2 if log[first].looped and log[first + 1].level == log[first].level else 1
-        log[first : first + size] = [replace(forward, shifted=True) for forward in log[first : first + size]]
+        log[first : first + size] = [forward._replace(shifted=True) for forward in log[first : first + size]]
 
     def fits(self, model: str, row: Row, hypothesis: Sequence[int]) -> bool:
         """Whether the model can take in the row with this hypothesis: its context is long enough, its vocabulary wide."""

@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 import sys
-from dataclasses import replace
 
 import pytest
 
@@ -180,8 +179,8 @@ class OnAQuietMachine(AdaptivePolicy):
     """Believes that a forward always takes its model's SECONDS: what it drafts does not depend on what else runs."""
 
     def observe(self, step):
-        forwards = tuple(replace(forward, seconds=SECONDS[forward.level]) for forward in step.forwards)
-        super().observe(replace(step, forwards=forwards, seconds=sum(forward.seconds for forward in forwards) + 1e-5))
+        forwards = tuple(forward._replace(seconds=SECONDS[forward.level]) for forward in step.forwards)
+        super().observe(step._replace(forwards=forwards, seconds=sum(forward.seconds for forward in forwards) + 1e-5))
 
 
 @pytest.mark.parametrize("policy", ["fixed", "adaptive"])

@@ -13,7 +13,7 @@ import torch
 
 from specrouter_llm import FinishReason, Handle, SamplingParams
 from specrouter_llm.engine.request import Request, Sample
-from specrouter_llm.errors import EngineClosedError
+from specrouter_llm.errors import EngineClosedError, QueueFullError
 from specrouter_llm.state.row import Row
 
 LONG = SamplingParams(temperature=1.0, seed=7, max_tokens=400)
@@ -268,6 +268,25 @@ async def test_a_cancelled_agenerate_cancels_all_its_requests(tools):
             await task
         gate.open()
         assert [25] == [len(c.token_ids) for c in await engine.agenerate([[1, 2]], SHORT)]
+        tools.at_rest(engine)
+
+
+def test_cancelled_requests_leave_their_place_in_the_queue_at_once(tools):
+    """Whoever comes next need not wait for the running step to end before the queue has room."""
+    with tools.engine_of(tools.family(), max_batch=1, max_queue=2) as engine:
+        gate = tools.Gate()
+        running = engine.submit([1, 2], LONG, on_step=gate)
+        gate.wait()
+        waiting = [engine.submit([1, i], LONG) for i in range(2)]
+        with pytest.raises(QueueFullError):
+            engine.submit([1, 9], SHORT)
+        for handle in (running, *waiting):
+            handle.cancel()
+        late = [engine.submit([1, i], SHORT) for i in range(2)]
+        with pytest.raises(QueueFullError, match="2 samples are waiting"):
+            engine.submit([1, 9], SHORT)
+        gate.open()
+        assert [25, 25] == [len(handle.result()[0].token_ids) for handle in late]
         tools.at_rest(engine)
 
 

@@ -1,6 +1,6 @@
 """Trials of other windows: what other numbers of tokens cost is seen, at a price that is known before."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -263,15 +263,15 @@ def batch(policy, memory, number):
 
     class Watched:
         def plan(self, rows):
-            plans = policy.plan([replace(row, row_id=row.row_id + 8 * number) for row in rows])
+            plans = policy.plan([row._replace(row_id=row.row_id + 8 * number) for row in rows])
             if len(rows) == 8:
                 plain.append(all(plan == PLAIN for plan in plans))
             return plans
 
         def observe(self, step):
-            rows = tuple(replace(row, row_id=row.row_id + 8 * number) for row in step.rows)
+            rows = tuple(row._replace(row_id=row.row_id + 8 * number) for row in step.rows)
             prompts = (Forward("target", 8, 8 * 64, 8 * 64, 1.0, longest=64),)
-            policy.observe(replace(step, rows=rows, forwards=step.forwards if plain[1:] else prompts))
+            policy.observe(step._replace(rows=rows, forwards=step.forwards if plain[1:] else prompts))
 
     simulator.run(Watched(), 10**9)
     return sum(plain[1:]) / (len(plain) - 1)
