@@ -45,7 +45,7 @@ class Costs:
         """For a batch of `rows` rows and `context` positions in all; `sampled` if a row does not choose greedily."""
         curves = np.full((len(lower), 2, MAX_WINDOW + 2), np.inf)
         drafting = np.full((len(lower), 2), np.inf)
-        each = max(1, context // rows)
+        sizes = ((rows, context), (1, max(1, context // rows)))[: min(rows, 2)]  # one row is its own batch
         for i, level in enumerate(lower):
             if i < num_lookups:
                 curves[i] = 0.0
@@ -53,10 +53,9 @@ class Costs:
                     curves[i, 0] = latency.seconds(level, rows)
                     curves[i, 1] = curves[i, 0] / rows
             elif latency.knows(level):
-                curves[i, 0] = latency.curve(level, rows, context, MAX_WINDOW)
-                curves[i, 1] = latency.curve(level, 1, each, MAX_WINDOW)
-                batch, one = (latency.drafted(level, *given, sampled=sampled) for given in ((rows, context), (1, each)))
-                drafting[i] = batch, one
+                for j, (number, positions) in enumerate(sizes):
+                    curves[i, j:] = latency.curve(level, number, positions, MAX_WINDOW)
+                    drafting[i, j:] = latency.drafted(level, number, positions, sampled=sampled)
         return cls(curves, drafting, latency.totals(target, rows * (MAX_WINDOW + 1), context, rows))
 
 

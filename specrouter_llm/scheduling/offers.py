@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from specrouter_llm.scheduling.counts import Array
+from specrouter_llm.scheduling.counts import Array, mean_of
 from specrouter_llm.scheduling.estimates import Estimates
 from specrouter_llm.scheduling.similarity import MAX_WINDOW
 
@@ -76,9 +76,9 @@ class Offers:
         sub: Ints | int,
         members: Ints | int,
     ) -> Offers:
-        """K offers of one level; see the properties for what is what."""
-        numbers = np.empty((len(seconds), 5), np.int64)
-        values = np.empty((len(seconds), 3 + 2 * MAX_WINDOW))
+        """K offers of one level; see the properties for what is what. Equal ones may be given once for all."""
+        numbers = np.empty((len(survival), 5), np.int64)
+        values = np.empty((len(survival), 3 + 2 * MAX_WINDOW))
         numbers[:, 0], numbers[:, 1], numbers[:, 2], numbers[:, 3], numbers[:, 4] = level, window, rounds, sub, members
         values[:, :2], values[:, 2] = seconds, catch_up
         values[:, 3 : 3 + MAX_WINDOW], values[:, 3 + MAX_WINDOW :] = survival, worth
@@ -224,11 +224,11 @@ def own_offers(level: int, estimates: Estimates) -> Offers:
 
 def lookup_offers(level: int, estimates: Estimates) -> Offers:
     """A model-free level: with chance h it proposes, and goes on after each token with chance s: S[k] = h s^(k - 1)."""
-    hit, stay = estimates.acceptance.hits[:, level].mean(), estimates.acceptance.stays[:, level].mean()
+    hit, stay = mean_of(estimates.acceptance.hits)[level], mean_of(estimates.acceptance.stays)[level]
     survival = WITHIN * (hit * stay ** (PLACES - 1))
     return Offers.of(
         level=level,
-        seconds=np.broadcast_to(estimates.costs.curves[level][:, 1], (len(LOOKUP_WINDOWS), 2)),
+        seconds=estimates.costs.curves[level][:, 1],
         survival=survival,
         worth=survival,
         window=LOOKUP_WINDOWS,
@@ -303,7 +303,8 @@ def _verified_offers(level: int, estimates: Estimates, below: Offers) -> Offers 
     alone = _step_price(cost[useful, 0], mean[useful], right.sum(axis=1), estimates)
     often = cost[useful, 0] / mean[useful]
     chosen = np.zeros(len(useful), dtype=bool)
-    chosen[_first_of_each(length, alone)] = chosen[_first_of_each(length, often)] = True  # one round, and many
+    both = np.concatenate([length, length + len(_LENGTHS) + 1])  # one round, and many
+    chosen[_first_of_each(both, np.concatenate([alone, often])) % len(useful)] = True
     first = np.flatnonzero(chosen)
     best = useful[first]
     seconds, survival, accepted = rounds_of(cost[best], yields[best], (right[first], whole[first]), ROUNDS)

@@ -27,7 +27,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from specrouter_llm.scheduling.agreement import Agreement
-from specrouter_llm.scheduling.counts import Array, Counts, Memory
+from specrouter_llm.scheduling.counts import Array, Counts, Memory, mean_of
 from specrouter_llm.scheduling.evidence import Matches, matches_of
 from specrouter_llm.scheduling.policy import Score, Trial
 from specrouter_llm.scheduling.spread import Spread
@@ -115,7 +115,7 @@ class Acceptance:
     @cached_property
     def mean_survival(self) -> Array:
         """[L, MAX_WINDOW]: of all rows together."""
-        return np.asarray(self.target_survival.mean(axis=0))
+        return mean_of(self.target_survival)
 
     @cached_property
     def most_survival(self) -> Array:
@@ -125,7 +125,7 @@ class Acceptance:
     @cached_property
     def mean_target(self) -> Array:
         """[L] alpha to the target, of all rows together."""
-        return np.asarray(self.target.mean(axis=0))
+        return mean_of(self.target)
 
     @cached_property
     def mean_powers(self) -> Array:
@@ -177,6 +177,7 @@ class Similarity:
         self._shape = shape = len(self.lower), len(self.models)
         self._row_of = {name: i for i, name in enumerate(self.lower)}
         self._column_of = {name: i for i, name in enumerate(self.models)}
+        self._lookup_prior = np.array([[HIT_PRIOR, STAY_PRIOR]] * len(proposers)).reshape(-1, 2)
         self._priors = [self._prior_table(prior or {}, bucket) for bucket in range(4)]
         self._workload: dict[int, _Evidence] = {}
         self._places: dict[int, Counts] = {}
@@ -363,17 +364,17 @@ class Similarity:
             for evidence, alpha in zip(own, every, strict=True):
                 evidence.reported = alpha
         lengths = self._lookup_tables(buckets, own)
-        pairs = every.mean(axis=0)
+        pairs = mean_of(every)
         shared = {bucket: (self._tilts(bucket), self._agreement[bucket].rates(pairs)) for bucket in set(buckets)}
         tilts, agreed = _stacked([shared[bucket] for bucket in buckets])
         return Acceptance(
             pairs=pairs,
             target=every[:, :, -1],
-            pair_tilts=tilts.mean(axis=0),
+            pair_tilts=mean_of(tilts),
             target_tilts=tilts[:, :, :, -1].swapaxes(0, 1),
             hits=lengths[:, :, 0],
             stays=lengths[:, :, 1],
-            agreed=agreed.mean(axis=0),
+            agreed=mean_of(agreed),
         )
 
     def _tilts(self, bucket: int) -> Array:
@@ -397,9 +398,11 @@ class Similarity:
             workload = (hits + strength * prior) / known
             return (own_hits + own_strength * workload) / (own_total + own_strength)
 
-        target = shrunk(prior)[:, :, -1]
-        met = bounded(prior[:, :, :-1], target[:, :, None], target[:, None, self._num_lookups :])
-        mean = shrunk(np.concatenate([met, np.broadcast_to(prior[:, :, -1:], (*met.shape[:2], 1))], axis=2))
+        mean = shrunk(prior)
+        met = mean.copy()
+        met[:, :, :-1] = bounded(prior[:, :, :-1], mean[:, :, -1:], mean[:, None, self._num_lookups :, -1])
+        met[:, :, -1] = prior[:, :, -1]
+        mean = shrunk(met)
         if optimism:
             rate = np.clip(mean, 0.1, 0.9)
             weight = own_total + np.minimum(known, SHARED_WEIGHT * own_strength)
@@ -418,10 +421,10 @@ class Similarity:
         """[R, P, 2] chances to propose and to go on."""
         mean = {}
         for bucket in set(buckets):
-            mean[bucket] = np.tile([HIT_PRIOR, STAY_PRIOR], (self._num_lookups, 1))
+            mean[bucket] = self._lookup_prior
             if (workload := self._workload.get(bucket)) is not None:
                 counts = workload.lookups
-                mean[bucket] = (counts.hits + DEFAULT_STRENGTH * mean[bucket]) / (counts.total + DEFAULT_STRENGTH)
+                mean[bucket] = (counts.hits + DEFAULT_STRENGTH * self._lookup_prior) / (counts.total + DEFAULT_STRENGTH)
         hits, total, shared = _stacked(
             [(e.lookups.hits, e.lookups.total, mean[bucket]) for e, bucket in zip(own, buckets, strict=True)]
         )
