@@ -58,7 +58,8 @@ def measure(
 
 
 def _figures(mine: Sequence[Decoding], found: Mapping[str, Sequence[Decoding]]) -> dict[str, Any]:
-    """Prefill included: rows of our engine begin to decode while others are still being taken in."""
+    """Prefill included: rows of our engine begin to decode while others are still being taken in. Group by group too, so that
+    a run that is unlike others can be read: whether steps were more, or dearer, and where."""
     seconds = [each.seconds for each in mine]
     rate = ratio_of_sums([float(each.num_tokens) for each in mine], seconds)
     over = {
@@ -70,6 +71,8 @@ def _figures(mine: Sequence[Decoding], found: Mapping[str, Sequence[Decoding]]) 
         "groups": len(mine),
         "tokens_per_second": rate.as_dict(),
         "speedup": {name: interval.as_dict() for name, interval in over.items()},
+        "seconds": [round(each, 4) for each in seconds],
+        "target_steps": [each.target_steps for each in mine],
     }
 
 

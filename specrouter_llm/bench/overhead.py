@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Group
 from rich.table import Table
@@ -41,34 +41,40 @@ REQUEST_TOKENS = 400
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class Times:
+class Times(NamedTuple):
     """Seconds of one step's parts."""
 
-    choose: float = 0.0
+    choose: float
     """`plan`, all of it."""
-    search: float = 0.0
+    search: float
     """Of that: estimates and searches."""
-    observe: float = 0.0
-    step: float = 0.0
-    """As the executor measures it."""
-    forwards: float = 0.0
-    """Of that: forwards, and the choice of their tokens."""
+    observe: float
+    seen: StepObservation
+
+    @property
+    def step(self) -> float:
+        """As the executor measures it."""
+        return self.seen.seconds - self.seen.between
+
+    @property
+    def forwards(self) -> float:
+        """Of that: forwards, and the choice of their tokens."""
+        return sum(forward.seconds_together for forward in self.seen.forwards)
 
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Collects the parts of every step, observed one by one."""
+    """Collects the parts of every step. It does little itself: that would count as the worker's."""
 
     clock: Callable[[], float]
     steps: list[Times] = field(default_factory=list)
-    current: Times = field(default_factory=Times)
+    choose: float = 0.0
+    search: float = 0.0
+    """Of the running step."""
 
-    def next(self, step: StepObservation) -> None:
-        self.current.step = step.seconds - step.between
-        self.current.forwards = sum(forward.seconds_together for forward in step.forwards)
-        self.steps.append(self.current)
-        self.current = Times()
+    def next(self, observe: float, step: StepObservation) -> None:
+        self.steps.append(Times(self.choose, self.search, observe, step))
+        self.choose = self.search = 0.0
 
 
 class TimedPolicy(AdaptivePolicy):
@@ -84,14 +90,13 @@ class TimedPolicy(AdaptivePolicy):
     def plan(self, rows: Sequence[RowView]) -> Sequence[Plan]:
         started = self.watch.clock()
         plans = super().plan(rows)
-        self.watch.current.choose += self.watch.clock() - started
+        self.watch.choose += self.watch.clock() - started
         return plans
 
     def observe(self, step: StepObservation) -> None:
         started = self.watch.clock()
         super().observe(step)
-        self.watch.current.observe = self.watch.clock() - started
-        self.watch.next(step)
+        self.watch.next(self.watch.clock() - started, step)
 
     def _estimates(self, rows: Sequence[RowView]) -> Estimates:
         return self._as_search(partial(super()._estimates, rows))
@@ -111,7 +116,7 @@ class TimedPolicy(AdaptivePolicy):
             return call()
         finally:
             self._searching = False
-            self.watch.current.search += self.watch.clock() - started
+            self.watch.search += self.watch.clock() - started
 
 
 def measure_simulated(

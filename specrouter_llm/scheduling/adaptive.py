@@ -383,10 +383,10 @@ class AdaptivePolicy:
     # ---------------------------------------------------------------- learning
 
     def _learn_latency(self, seen: Sequence[Seen]) -> None:
-        for forward, tried in forwards_of(seen, self._proposers, self._target):
-            news = self._latency.observe(forward)
-            if forward.level == self._target:
-                self._trials.learnt(forward, news, tried=tried, step=self._step)
+        for alike, tried in forwards_of(seen, self._proposers, self._target):
+            news = self._latency.observe(*alike)
+            if alike[0].level == self._target:
+                self._trials.learnt(alike[0], news, tried=tried, step=self._step)
         for each in seen:
             self._latency.observe_overhead(each.step)
 

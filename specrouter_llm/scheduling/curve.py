@@ -57,8 +57,8 @@ COUNTING = 0.5
 """And only by forwards that are about it: what drifts along is not in use."""
 
 
-class News(enum.Enum):
-    """What a forward said about a curve."""
+class News(enum.IntEnum):
+    """What a forward said about a curve; of several forwards, the most of it."""
 
     NONE = enum.auto()
     MOVED = enum.auto()
@@ -232,32 +232,44 @@ class Curve:
         found: float = max(map(mul, values[: place % len(values) + 1], self.factor))
         return found
 
-    def correct(self, tokens: int, error: float, of_rows: float = 0.0, first: float = FIRST) -> News:
-        """Moves the nodes near `tokens` by a clipped log error, or by one that was seen often enough.
+    def correct(self, tokens: int, errors: Sequence[float], of_rows: float = 0.0, first: float = FIRST) -> News:
+        """Moves the nodes near `tokens` by clipped log errors of forwards in succession, or by one that was seen often enough.
 
-        The price of a row moves too: the share `of_rows` of the forward was put down to its rows. `first` is what the
+        The price of a row moves too: the share `of_rows` of each forward was put down to its rows. `first` is what the
         calibration is worth, in forwards.
         """
         nearest, near_nodes = _nearness(_padded(tokens, self.sizes), self.tokens, bool(self.sizes))
         self._lift(nearest)
-        news, step = self._believed(nearest, error)
-        changed = news is News.CHANGED
-        self.forwards += 1
-        self.seen[nearest] = self.forwards
-        if of_rows:
-            self.row_count += of_rows
-            self.row *= math.exp((1.0 if changed else max(RATE, 1.0 / (first + self.row_count))) * step)
-        if changed:
-            self._follow(nearest, near_nodes, step)
-            return news
+        most, number, sum_of_steps, followed = News.NONE, 0, 0.0, 0.0
+        for error in errors:
+            news, step = self._believed(nearest, error - followed)
+            changed = news is News.CHANGED
+            self.forwards += 1
+            self.seen[nearest] = self.forwards
+            if of_rows:
+                self.row_count += of_rows
+                self.row *= math.exp((1.0 if changed else max(RATE, 1.0 / (first + self.row_count))) * step)
+            if changed:
+                self._follow(nearest, near_nodes, step)
+                followed += step
+            else:
+                number, sum_of_steps = number + 1, sum_of_steps + step
+            most = max(most, news)
+        return max(most, self._drift(nearest, near_nodes, number, sum_of_steps, first))
+
+    def _drift(
+        self, nearest: int, near_nodes: Sequence[tuple[int, float]], number: int, sum_of_steps: float, first: float
+    ) -> News:
+        """Moves nodes a little, by so many forwards at once: as it would be one by one, for that is a mean."""
+        news = News.NONE
         count, shift, factor, settled = self.count, self.shift, self.factor, self.settled
-        for i, near in near_nodes:
-            count[i] += near
-            shift[i] += near * step * max(RATE, 1.0 / (first + count[i]))
+        for i, near in near_nodes if number else ():
+            count[i] += near * number
+            shift[i] += near * sum_of_steps * max(RATE, 1.0 / (first + count[i]))
             factor[i] = math.exp(shift[i])
-            if near >= COUNTING and abs(shift[i] - settled[i]) > MOVED and news is News.NONE:
+            if near >= COUNTING and abs(shift[i] - settled[i]) > MOVED:
                 news = News.MOVED
-        if step < 0:
+        if sum_of_steps < 0:
             self._cap_fewer(nearest, SLACK)
         return news
 

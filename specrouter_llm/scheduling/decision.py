@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -92,26 +92,29 @@ class Seen(NamedTuple):
         return self.decision.plans[self.decision.key.index(row_id)]
 
 
-def forwards_of(steps: Sequence[Seen], proposers: Collection[str], target: str) -> Iterator[tuple[Forward, bool]]:
-    """The target's forwards, one by one, with whether each was a trial's; of those below one of each kind, that took the mean
-    of its kind. None of those whose time says little; a call of a model-free level counts by rows."""
-    alike: dict[tuple[str, int, int, bool], list[Forward]] = {}
+def forwards_of(steps: Sequence[Seen], proposers: Collection[str], target: str) -> list[tuple[list[Forward], bool]]:
+    """Forwards of all steps by kind, one behind the other, each kind with whether it was of the target in a trial. Several of
+    one kind in a step are one, that took their mean: what disturbs one of them disturbs all. None of those whose time says
+    little; a call of a model-free level counts by rows."""
+    found: dict[tuple[str, int, int, bool, bool], list[Forward]] = {}
     for seen in steps:
+        alike: dict[tuple[str, int, int, bool, bool], list[Forward]] = {}
         for forward in seen.step.forwards:
-            if forward.shifted:
-                continue
-            if forward.level == target:
-                if not seen.reconsidered:  # else the search may have been longer
-                    yield forward, seen.is_trial
-                continue
-            rows = forward.num_rows
-            tokens = rows if forward.level in proposers else forward.num_tokens
-            alike.setdefault((forward.level, rows, tokens, forward.looped), []).append(forward)
-    for (level, rows, tokens, looped), some in alike.items():
-        turns = sum(forward.turns for forward in some)
-        seconds = sum(forward.seconds_together for forward in some) / turns
-        context = 0 if level in proposers else some[-1].context
-        yield Forward(level, rows, tokens, context, seconds, max(f.longest for f in some), looped, turns=turns), False
+            of_target = forward.level == target
+            if forward.shifted or (of_target and seen.reconsidered):
+                continue  # in the second case the search may have been longer
+            if forward.level in proposers:
+                forward = Forward(forward.level, forward.num_rows, forward.num_rows, 0, forward.seconds)
+            key = forward.level, forward.num_rows, forward.num_tokens, forward.looped, of_target and seen.is_trial
+            alike.setdefault(key, []).append(forward)
+        for key, some in alike.items():
+            found.setdefault(key, []).append(some[0] if len(some) == 1 else _mean_of(some))
+    return [(some, key[-1]) for key, some in found.items()]
+
+
+def _mean_of(alike: Sequence[Forward]) -> Forward:
+    turns = sum(forward.turns for forward in alike)
+    return alike[0]._replace(seconds=sum(forward.seconds_together for forward in alike) / turns)
 
 
 @dataclass(slots=True)

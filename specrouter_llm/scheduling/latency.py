@@ -128,11 +128,13 @@ class LatencyModel:
             self._cache[key] = found
         return found
 
-    def observe(self, forward: Forward) -> News:
-        """Corrects a level by one forward. Prefills and forwards over nothing are ignored."""
-        tokens = forward.num_tokens
-        if tokens < 1 or forward.seconds <= 0 or _is_prefill(forward):
+    def observe(self, *alike: Forward) -> News:
+        """Corrects a level by forwards of one kind, one behind the other: by one, or by several that feed as many tokens of as
+        many rows. Prefills and forwards over nothing are ignored."""
+        alike = tuple(each for each in alike if each.num_tokens > 0 and each.seconds > 0 and not _is_prefill(each))
+        if not alike:
             return News.NONE
+        forward, tokens = alike[0], alike[0].num_tokens
         curves = self._loops if forward.looped else self._curves
         curve = curves.get(forward.level)
         if curve is None:
@@ -143,8 +145,8 @@ class LatencyModel:
         predicted = curve.one(tokens, forward.context, forward.num_rows)
         plain = tokens == forward.num_rows > 1
         of_rows = (forward.num_rows - 1) * curve.row / predicted if plain else 0.0
-        error = math.log(forward.seconds / predicted)
-        news = curve.correct(tokens, error, of_rows, first=1.0 if plain else FIRST)
+        errors = [math.log(each.seconds / predicted) for each in alike]
+        news = curve.correct(tokens, errors, of_rows, first=1.0 if plain else FIRST)
         self.moved |= news in (News.MOVED, News.CHANGED)
         return news
 

@@ -260,6 +260,9 @@ def test_batch(models, tmp_path):
         _check_interval(row["tokens_per_second"])
         assert 2 * row["batch"] == row["identical"] + row["near_ties"]
         assert ("route" in row) == (row["kind"] == "routed")
+        rate = 2 * row["batch"] * workload.max_tokens / sum(row["seconds"])
+        assert row["tokens_per_second"]["value"] == pytest.approx(rate, rel=0.05)
+        assert len(row["target_steps"]) == 2
     assert ["best hf generate", "best static chain", "best peer"] == [rival["what"] for rival in rows[-1]["rivals"]]
     json.dumps(rows)
     everyone, routed = batch.table(rows).renderables

@@ -1,6 +1,7 @@
 """The latency model: interpolates what was measured, follows what it sees, is not thrown by an outlier."""
 
 import json
+import math
 import random
 
 import numpy as np
@@ -98,6 +99,35 @@ def test_a_change_is_not_that_of_numbers_that_were_just_seen(factor):
     for n in (1, 2):
         assert model.seconds("m", n, 500) <= model.seconds("m", 4, 500)
     assert model.seconds("m", 1, 500) < 0.8 * true_seconds(1, 500) or factor > 1
+
+
+@given(
+    st.lists(st.lists(st.floats(-0.2, 0.2), min_size=1, max_size=4), min_size=1, max_size=30),
+    st.sampled_from([(), (4, 8, 16)]),
+)
+def test_forwards_that_are_learnt_from_together_count_as_one_by_one(groups, sizes):
+    """Four at once move a curve as far as four in succession."""
+    together, alone = fitted(sizes), fitted(sizes)
+    for errors in groups:
+        forwards = [Forward("m", 1, 4, 500, true_seconds(4, 500) * math.exp(error)) for error in errors]
+        together.observe(*forwards)
+        for forward in forwards:
+            alone.observe(forward)
+    for n in (1, 2, 4, 8, 16):
+        assert together.seconds("m", n, 500) == pytest.approx(alone.seconds("m", n, 500), rel=0.03)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_change_is_found_among_forwards_that_are_learnt_from_together(size):
+    """However they are cut, the third that is off is believed, and what follows it is as expected."""
+    model = fitted()
+    for _ in range(30):
+        model.observe(Forward("m", 1, 4, 500, true_seconds(4, 500)))
+    forwards = [Forward("m", 1, 4, 500, 0.6 * true_seconds(4, 500))] * (BELIEVED + 1)
+    news = [model.observe(*forwards[i : i + size]) for i in range(0, len(forwards), size)]
+    assert news.count(News.CHANGED) == 1
+    assert news.index(News.CHANGED) == (BELIEVED - 1) // size
+    assert model.seconds("m", 4, 500) == pytest.approx(0.6 * true_seconds(4, 500), rel=0.02)
 
 
 @pytest.mark.parametrize("period", [20, 60])
