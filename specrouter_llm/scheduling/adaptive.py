@@ -79,10 +79,8 @@ class AdaptivePolicy:
         self._trials = Trials(windows=not deferred)
         self._asides = Asides(self._proposers)
         self._journal = Journal()
-        self._step = 0
-        self._searched = 0
-        self._stale = True
-        self._lent = False
+        self._step = self._searched = self._searched_all = 0
+        self._stale, self._lent = True, False
         self._decision: Decision | None = None
         self._seen: list[Seen] = []
         """Steps that were not learnt from yet."""
@@ -93,13 +91,14 @@ class AdaptivePolicy:
         """Whether that took part of the running step."""
         self._planned = False
         """Whether the running step is one of `plan`."""
+        self._in_force: Decision | None = None
         self._standing: dict[int, Plan] = {}
+        """Its plans, by row."""
         self._views: dict[int, RowView] = {}
         self._introduced: dict[str, int] = {}
         self._shaken = False
         self._search: Search | None = None
         self._active: frozenset[int] = frozenset()
-        self._searched_all = 0
         self._costs: dict[tuple[int, int, bool], Costs] = {}
         """By rows, context and whether any is sampled; kept until a latency moves."""
 
@@ -398,13 +397,8 @@ class AdaptivePolicy:
         if decision.looked is not None:
             self._prober.looked(decision.looked, self._step)
         self._lent = self._lent or not math.isnan(decision.predicted)
-        before = tuple(dict.fromkeys(self._standing.get(row_id, self._plain) for row_id in decision.key))
-        after = tuple(dict.fromkeys(decision.standing))
-        if decision.reason and before != after:
-            self._journal.switched(Switch(self._step, before, after, decision.reason, decision.gain))
-        for row_id, plan in zip(decision.key, decision.standing, strict=True):
-            self._rows.switched(row_id, self._standing.get(row_id, plan), plan, decision.reason, decision.gain)
-        self._standing = decision.by_row
+        if decision is not self._in_force:
+            self._put_in_force(decision)
         if decision.tries:
             self._stale = True
             if self._deferred:  # the next step may be decided later
@@ -423,6 +417,16 @@ class AdaptivePolicy:
         bucket = regime(seen.views[run.row_id].temperature)
         success = self._similarity.surprise(run.row_id, bucket, run.trials, run.scores) >= 0
         self._prober.result(levels, step.seconds - committed * decision.predicted, success, self._step)
+
+    def _put_in_force(self, decision: Decision) -> None:
+        """Notes what it has changed."""
+        before = tuple(dict.fromkeys(self._standing.get(row_id, self._plain) for row_id in decision.key))
+        after = tuple(dict.fromkeys(decision.standing))
+        if decision.reason and before != after:
+            self._journal.switched(Switch(self._step, before, after, decision.reason, decision.gain))
+        for row_id, plan in zip(decision.key, decision.standing, strict=True):
+            self._rows.switched(row_id, self._standing.get(row_id, plan), plan, decision.reason, decision.gain)
+        self._in_force, self._standing = decision, decision.by_row
 
     def _learn_row(self, row_id: int, row: RowSeen) -> None:
         bucket = regime(row.temperature)

@@ -41,14 +41,13 @@ class Counts:
 
     def __init__(self, shape: tuple[int, ...], memory: Memory) -> None:
         self._memory = memory
-        self.hits = np.zeros(shape)
-        """Decayed successes."""
-        self.total = np.zeros(shape)
-        """Decayed trials."""
-        self._short_hits = np.zeros(shape)
-        self._short_total = np.zeros(shape)
-        self.last = np.zeros(shape)
-        """Step of each cell's last trial."""
+        self._table: Array = np.zeros((*shape, 5))
+        """Decayed successes and trials of the long memory, the same of the short one, and the step of the last trial: a cell is
+        read and written at once. All below are views."""
+        self._decaying: Array = self._table[..., :4]
+        self.hits: Array = self._table[..., 0]
+        self.total: Array = self._table[..., 1]
+        self.last: Array = self._table[..., 4]
         self._faded = 0
 
     def add(self, cell: tuple[int, ...], hits: float, misses: float, step: int, expected: float | None = None) -> bool:
@@ -58,26 +57,19 @@ class Counts:
             expected: the rate by all that is known; by default that of the long memory.
         """
         trials = hits + misses
+        long_hits, long_total, short_hits, short_total, _ = self._table[cell].tolist()
         keep = math.exp(-trials / self._memory.long)
-        self.hits[cell] = self.hits[cell] * keep + hits
-        self.total[cell] = self.total[cell] * keep + trials
+        long_hits, long_total = long_hits * keep + hits, long_total * keep + trials
         keep = math.exp(-trials / self._memory.short)
-        short_hits = float(self._short_hits[cell]) * keep + hits
-        short_total = float(self._short_total[cell]) * keep + trials
-        self._short_hits[cell], self._short_total[cell] = short_hits, short_total
-        self.last[cell] = step
-        if short_total < MIN_TRIALS:
-            return False
-        if expected is None:
-            expected = float(self.hits[cell] / self.total[cell])
-        pooled = min(max(expected, 0.05), 0.95)
-        off = abs(short_hits / short_total - expected) - 1 / short_total  # one trial of slack: counts are whole
-        if off < CHANGE * math.sqrt(pooled * (1 - pooled) / short_total):
-            return False
-        scale = min(1.0, AFTER_CHANGE / short_total)  # much of the short memory is from before
-        for hits_table, total_table in ((self.hits, self.total), (self._short_hits, self._short_total)):
-            hits_table[cell], total_table[cell] = scale * short_hits, scale * short_total
-        return True
+        short_hits, short_total = short_hits * keep + hits, short_total * keep + trials
+        changed = short_total >= MIN_TRIALS and _is_off(
+            short_hits, short_total, long_hits / long_total if expected is None else expected
+        )
+        if changed:
+            scale = min(1.0, AFTER_CHANGE / short_total)  # much of the short memory is from before
+            long_hits, long_total = short_hits, short_total = scale * short_hits, scale * short_total
+        self._table[cell] = long_hits, long_total, short_hits, short_total, step
+        return changed
 
     def fade(self, step: int) -> None:
         """Forgets what has not been seen for a while. Cheap: call it every few steps."""
@@ -85,21 +77,25 @@ class Counts:
         self._faded = step
         factor = 0.5 ** (age / self._memory.idle)
         idle = self.last < step - age
-        for table in (self.hits, self.total, self._short_hits, self._short_total):
-            table[idle] *= factor
+        self._decaying[idle] *= factor
 
     def shorten(self, cell: tuple[int, ...]) -> None:
         """Leaves a cell's rate as it is, but worth no more than what is left after a change."""
         scale = min(1.0, AFTER_CHANGE / max(float(self.total[cell]), AFTER_CHANGE))
-        for table in (self.hits, self.total, self._short_hits, self._short_total):
-            table[cell] *= scale
+        self._decaying[cell] *= scale
 
     def discount(self, factor: float, spared: float) -> npt.NDArray[np.bool_]:
         """Trusts cells not seen since step `spared` less: something has changed, and they may have too. Returns them."""
         stale = self.last < spared
-        for table in (self.hits, self.total, self._short_hits, self._short_total):
-            table[stale] *= factor
+        self._decaying[stale] *= factor
         return stale
+
+
+def _is_off(hits: float, total: float, expected: float) -> bool:
+    """Whether a short memory departs from a rate by more than chance allows."""
+    pooled = min(max(expected, 0.05), 0.95)
+    off = abs(hits / total - expected) - 1 / total  # one trial of slack: counts are whole
+    return off >= CHANGE * math.sqrt(pooled * (1 - pooled) / total)
 
 
 def mean_of(rows: Array) -> Array:
