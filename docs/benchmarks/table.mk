@@ -42,7 +42,7 @@ batch-8-qa           := batch -w '$(SPEC_BENCH)\#qa' --batch 8 --groups 10 --max
 batch-8-stories      := batch -w stories --batch 8 --groups 8 --max-tokens 48 --limit 8 --no-peer $(some)
 # Steps: over one token and over the floor; what the engine does between its forwards.
 step                 := step
-overhead             := overhead -w $(GSM8K) $(call limit,32)
+overhead             := overhead --prompts $(GSM8K) $(call limit,32)
 # The scheduler's arithmetic against what happens (eight minutes), and memory against what was accounted for.
 calibration          := calibration --noise 0 --noise 0.1 --noise 0.3 --noise 0.8 --tokens 200
 memory               := memory --depth 1 --depth 3
