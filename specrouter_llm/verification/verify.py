@@ -139,8 +139,10 @@ class VerifyProcessor:
         """What this step has run first on the device has waited for the forward that was begun in vain: all of it, if it was
         a loop."""
         first = next(i for i, forward in enumerate(log) if forward.level in self._runners)
-        size = 2 if log[first].looped and log[first + 1].level == log[first].level else 1
-        log[first : first + size] = [forward._replace(shifted=True) for forward in log[first : first + size]]
+        begun = log[first]
+        log[first] = begun._replace(shifted=True)
+        if begun.looped and (later := log[first + 1]).looped and later.level == begun.level:  # its other turns
+            log[first + 1] = later._replace(shifted=True)
 
     def fits(self, model: str, row: Row, hypothesis: Sequence[int]) -> bool:
         """Whether the model can take in the row with this hypothesis: its context is long enough, its vocabulary wide."""
