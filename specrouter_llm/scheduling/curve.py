@@ -41,14 +41,20 @@ LEAST_NEAR = 0.04
 """Nodes of which a forward says less than this are left alone."""
 OUTLIER = 3.0
 """A log error of more than so many times what is usual is an accident, and clipped there."""
-BELIEVED = 3
-"""So many in succession near one node, off the same way, are a machine that has changed: two accidents in succession do
-happen in a thousand steps, and what then looks dear is not run again."""
+BELIEVED, BELIEVED_SLOW = 3, 12
+"""So many in succession near one node, that took less or more than they should, are a machine that has changed. Accidents only
+ever take time: on a shared host several steps in succession may take a third more every few seconds, and what then looks dear
+is not run again, so nothing would show that it is not."""
+SPREAD_RATE, ODD_RATE = 0.1, 0.02
+"""How fast it is learnt what is usual, from what is and from what is not: a change must not become usual before it is
+believed."""
 CALM = 4000
 """Forwards in which the memory of a change back fades by half. Each that is remembered doubles the number that is believed for
 the next: who follows a machine that changes every few seconds is always late, and its mean is the better guess."""
 FRESH = 16
 """Then nodes that were seen themselves during so many forwards stay as they are: a machine does not change by one factor."""
+STALE = 2.0
+"""Weight of all that was seen of a node, if it was not during so many: it may have changed since, and is run rarely."""
 SLACK = 1.05
 """What fewer tokens may seem to cost over more: in noise they take turns."""
 MOVED = 0.08
@@ -61,10 +67,10 @@ class News(enum.IntEnum):
     """What a forward said about a curve; of several forwards, the most of it."""
 
     NONE = enum.auto()
-    MOVED = enum.auto()
-    """A node has moved materially."""
-    ODD = enum.auto()
-    """It took so much more or less than expected that only others like it will be believed."""
+    SLOW = enum.auto()
+    """It took so much more than expected that only many others like it will be believed."""
+    FAST = enum.auto()
+    """It took so much less than expected that only others like it will be believed."""
     CHANGED = enum.auto()
     """There were enough of them: the machine has changed."""
 
@@ -102,6 +108,8 @@ class Curve:
     """Changes of the machine that went the other way than the one before, as remembered when the last one was believed."""
     changed: tuple[int, float] = (0, 0.0)
     """Which forward the last change was believed with, and its log error."""
+    moved: bool = False
+    """Whether a node has moved materially since `settle`."""
 
     @classmethod
     def of(
@@ -240,6 +248,8 @@ class Curve:
         """
         nearest, near_nodes = _nearness(_padded(tokens, self.sizes), self.tokens, bool(self.sizes))
         self._lift(nearest)
+        if self.forwards - self.seen[nearest] > FRESH:
+            self.count[nearest] = min(self.count[nearest], STALE)
         most, number, sum_of_steps, followed = News.NONE, 0, 0.0, 0.0
         for error in errors:
             news, step = self._believed(nearest, error - followed)
@@ -255,23 +265,22 @@ class Curve:
             else:
                 number, sum_of_steps = number + 1, sum_of_steps + step
             most = max(most, news)
-        return max(most, self._drift(nearest, near_nodes, number, sum_of_steps, first))
+        self._drift(nearest, near_nodes, number, sum_of_steps, first)
+        return most
 
     def _drift(
         self, nearest: int, near_nodes: Sequence[tuple[int, float]], number: int, sum_of_steps: float, first: float
-    ) -> News:
+    ) -> None:
         """Moves nodes a little, by so many forwards at once: as it would be one by one, for that is a mean."""
-        news = News.NONE
         count, shift, factor, settled = self.count, self.shift, self.factor, self.settled
         for i, near in near_nodes if number else ():
             count[i] += near * number
             shift[i] += near * sum_of_steps * max(RATE, 1.0 / (first + count[i]))
             factor[i] = math.exp(shift[i])
             if near >= COUNTING and abs(shift[i] - settled[i]) > MOVED:
-                news = News.MOVED
+                self.moved = True
         if sum_of_steps < 0:
             self._cap_fewer(nearest, SLACK)
-        return news
 
     def _follow(self, nearest: int, near_nodes: Sequence[tuple[int, float]], step: float) -> None:
         """All that was not seen itself just now is moved by what is believed."""
@@ -279,6 +288,7 @@ class Curve:
             if i == nearest or self.forwards - self.seen[i] > FRESH:
                 self._move(i, near * step)
         self._cap_fewer(nearest, 1.0)
+        self.moved = True
 
     def _cap_fewer(self, place: int, slack: float) -> None:
         """Fewer tokens cost no more than these: what is known of them is old, and would hide what was just seen."""
@@ -294,6 +304,10 @@ class Curve:
             self._move(place, math.log(hidden))
             self.settled[place] += math.log(hidden)
 
+    def settle(self) -> None:
+        """Marks all corrections as read."""
+        self.settled, self.moved = self.shift.copy(), False
+
     def _move(self, place: int, step: float) -> None:
         self.shift[place] += step
         self.factor[place] = math.exp(self.shift[place])
@@ -307,13 +321,15 @@ class Curve:
         else:
             number, least = (number + 1, min(least, error, key=abs)) if least * error > 0 else (1, error)
         is_back = least * self.changed[1] < 0
-        changed = not usual and number >= BELIEVED * 2 ** (is_back * self._remembered())
+        believed = BELIEVED if error < 0 else BELIEVED_SLOW
+        changed = not usual and number >= believed * 2 ** (is_back * self._remembered())
         self.odd[nearest] = (0, 0.0) if changed else (number, least)
         if changed:
             self.back, self.changed = self._remembered() + is_back, (self.forwards, least)
             return News.CHANGED, least
-        self.spread = max(self.spread + 0.1 * (min(abs(error), most) - self.spread), 0.01)
-        return (News.NONE, error) if usual else (News.ODD, math.copysign(most, error))
+        rate = SPREAD_RATE if usual else ODD_RATE
+        self.spread = max(self.spread + rate * (min(abs(error), most) - self.spread), 0.01)
+        return (News.NONE, error) if usual else (News.FAST if error < 0 else News.SLOW, math.copysign(most, error))
 
     def _remembered(self) -> float:
         """Changes back, as they are remembered now."""

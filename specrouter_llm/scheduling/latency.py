@@ -141,13 +141,13 @@ class LatencyModel:
             curves[forward.level] = Curve.learned(tokens, forward.seconds)
             self._curves.setdefault(forward.level, Curve.learned(tokens, forward.seconds))
             self.moved = True
-            return News.MOVED
+            return News.NONE
         predicted = curve.one(tokens, forward.context, forward.num_rows)
         plain = tokens == forward.num_rows > 1
         of_rows = (forward.num_rows - 1) * curve.row / predicted if plain else 0.0
         errors = [math.log(each.seconds / predicted) for each in alike]
         news = curve.correct(tokens, errors, of_rows, first=1.0 if plain else FIRST)
-        self.moved |= news in (News.MOVED, News.CHANGED)
+        self.moved |= curve.moved
         return news
 
     def observe_overhead(self, step: StepObservation) -> None:
@@ -161,7 +161,7 @@ class LatencyModel:
         """Marks all corrections as read: curves are computed anew, `moved` counts from here."""
         self._cache.clear()
         for curve in (*self._curves.values(), *self._loops.values()):
-            curve.settled = curve.shift.copy()
+            curve.settle()
         self.moved = False
 
     def to_json(self) -> str:

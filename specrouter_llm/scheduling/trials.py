@@ -27,13 +27,13 @@ PLAIN_LASTING = 4
 are gone."""
 PLAIN_RENEWED = 24
 """Steps after which one more is looked at where all rows of a batch have come together: that may be long after the last one."""
-WINDOW_STEPS, WINDOW_LATEST, WINDOW_SOON = 64, 256, 4
-"""Steps between two trials of other windows: at first and after a surprise, at most, doubled by each that showed nothing; and
-from a change of the machine to the next trial."""
+WINDOW_STEPS, WINDOW_LATEST, WINDOW_SOON = 16, 256, 4
+"""Steps between two trials of other windows: at first and after a surprise, at most, and after a change of the machine; doubled
+by each that showed nothing."""
 SCALES = (1 / math.sqrt(2), math.sqrt(2), 0.0)
 """In turn. Small steps lose little, and are followed by others if they show something."""
 REGRET = 0.2
-"""Share of a step that a trial may be expected to lose. With other windows that is a 320th of the time at first, a 1,280th
+"""Share of a step that a trial may be expected to lose. With other windows that is an 80th of the time at first, a 1,280th
 later. A plain step that would lose more is no rival, even if it has become a quarter cheaper."""
 
 
@@ -135,7 +135,7 @@ class WindowTrials:
 
     def soon(self, step: int) -> None:
         """The machine has changed."""
-        self._next, self._pause = min(self._next, step + WINDOW_SOON), WINDOW_STEPS
+        self._next, self._pause = min(self._next, step + WINDOW_SOON), WINDOW_SOON
 
 
 def _is_cheap(plans: Sequence[Plan], standing: Sequence[Plan], estimates: Estimates) -> bool:
@@ -168,7 +168,7 @@ def scaled(window: int, scale: float) -> int:
 
 
 class Trials:
-    """Both. A trial that took another time than was expected is repeated until that is believed or was chance (`Curve`); and
+    """Both. A trial that took much less time than was expected is repeated until that is believed or was chance (`Curve`); and
     when the plans that stand were seen to cost something else, others are looked at soon."""
 
     def __init__(self, *, windows: bool) -> None:
@@ -202,5 +202,5 @@ class Trials:
             self._plain.seen(forward.num_rows, step)
         if news is News.CHANGED:
             self._windows.soon(step)
-        elif news is News.ODD and tried:
+        elif news is News.FAST and tried:
             self._last.again(forward.num_rows, step)

@@ -218,14 +218,14 @@ def test_50_pools(tenth):
     ("before", "after"), [((0.85, 0.6), (0.3, 0.85)), ((0.2, 0.3), (0.85, 0.6)), ((0.85, 0.9), (0.05, 0.05))]
 )
 def test_the_optimum_is_found_again_after_a_drift(before, after):
-    """In the median of 16 runs within 50 steps, in twelve of them within 100; a cheap drafter collapses or recovers. (What
-    does not run is tried for 1 % of the time: a few runs are unlucky twice.)"""
+    """In the median of 32 runs within 50 steps, in 24 of them within 100; a cheap drafter collapses or recovers. (What does not
+    run is tried for 1 % of the time: a few runs are unlucky twice.)"""
     late = []
     old, new = two_drafters(*before), two_drafters(*after)
     plans = [PLAIN, *(Plan.chain([n, "target"], [w]) for n in "ab" for w in (1, 2, 3, 4, 6, 8, 12, 16))]
     plans += [Plan.chain(["a", "b", "target"], [v, w]) for v in (1, 2, 3, 4) for w in (4, 6, 8, 12, 16)]
     best, _ = best_static(new, lambda: requests(5), 1, 2000, plans)
-    for seed in range(16):
+    for seed in range(32):
         policy = adaptive(old, simscores(old, random.Random(seed), 0.0))
         simulator = Simulator(old, [SimulatedRow(0, 64, 10**6)], seed=seed)
         simulator.run(policy, 10**6, steps=200)
@@ -238,7 +238,7 @@ def test_the_optimum_is_found_again_after_a_drift(before, after):
                 break
         late.append(steps)
     assert statistics.median(late) <= 50
-    assert sum(steps <= 100 for steps in late) >= 12
+    assert sum(steps <= 100 for steps in late) >= 24
 
 
 @pytest.mark.parametrize("quality", [0.05, 0.2, 0.26, 0.3, 0.4])
@@ -394,7 +394,7 @@ def test_quiet_steps_are_learnt_from_together_but_before_anyone_looks():
     learn, lessons = policy._learn_latency, []
     policy._learn_latency = lambda seen: lessons.extend(seen) or learn(seen)
     counts = []
-    for step in range(12):
+    for step in range(9):
         quiet_step(policy, 0, 64 + step, 0.05)
         counts.append(len(lessons))
     assert counts[-1] > TOGETHER

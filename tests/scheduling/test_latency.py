@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specrouter_llm.errors import InvalidParameterError
-from specrouter_llm.scheduling.curve import BELIEVED, CALM, News
+from specrouter_llm.scheduling.curve import BELIEVED, BELIEVED_SLOW, CALM, FRESH, News
 from specrouter_llm.scheduling.latency import GRID, LatencyModel
 from specrouter_llm.scheduling.policy import Forward
 
@@ -59,11 +59,17 @@ def test_outliers_and_prefills_do_not_matter():
     assert model.seconds("m", 4, 500) == pytest.approx(true_seconds(4, 500), rel=0.04)
 
 
+faster_and_slower = pytest.mark.parametrize(
+    ("factor", "believed"), [(0.6, BELIEVED), (1.7, BELIEVED_SLOW)], ids=["faster", "slower"]
+)
+
+
 @pytest.mark.parametrize("sizes", [(), (4, 8, 12, 16)])
-@pytest.mark.parametrize("factor", [0.6, 1.7])
-def test_what_is_seen_often_enough_is_believed(sizes, factor):
-    """One outlier moves a node a little, as many as are believed all the way, if they are the last that were seen there: what
-    other numbers of tokens took in between does not matter, what so many took does."""
+@faster_and_slower
+def test_what_is_seen_often_enough_is_believed(sizes, factor, believed):
+    """Outliers move a node a little, as many as are believed all the way, if they are the last that were seen there: what other
+    numbers of tokens took in between does not matter, what so many took does."""
+    odd, other_odd = (News.FAST, News.SLOW) if factor < 1 else (News.SLOW, News.FAST)
     steady = [Forward("m", 1, n, 500, fitted(sizes).seconds("m", n, 500)) for n in (4, 16) for _ in range(30)]
     other = Forward("m", 1, 4, 500, factor * fitted(sizes).seconds("m", 4, 500))
 
@@ -72,28 +78,61 @@ def test_what_is_seen_often_enough_is_believed(sizes, factor):
         news = [model.observe(forward) for forward in (*steady, *forwards)][-1]
         return abs(model.seconds("m", 4, 500) / other.seconds - 1), news
 
-    for number in range(1, BELIEVED):
+    for number in range(1, believed):
         few, news = error(*[other, steady[-1]] * (number - 1), other)
-        assert news is News.ODD
+        assert news is odd
         assert few > 0.2
-    enough, news = error(*[other, steady[-1]] * (BELIEVED - 1), other)
+    enough, news = error(*[other, steady[-1]] * (believed - 1), other)
     assert news is News.CHANGED
     assert enough < 0.1
-    apart, news = error(*[other] * (BELIEVED - 1), steady[0], other)
-    assert news is News.ODD
+    apart, news = error(*[other] * (believed - 1), steady[0], other)
+    assert news is odd
     assert apart > 0.2
     opposite = Forward("m", 1, 4, 500, steady[0].seconds / factor)
-    _, news = error(*[other] * (BELIEVED - 1), opposite)
-    assert news is News.ODD
+    _, news = error(*[other] * (believed - 1), opposite)
+    assert news is other_odd
 
 
-@pytest.mark.parametrize("factor", [0.6, 1.7])
-def test_a_change_is_not_that_of_numbers_that_were_just_seen(factor):
+@given(
+    st.lists(st.tuples(st.integers(1, BELIEVED_SLOW - 1), st.floats(1.1, 3.0)), min_size=1, max_size=8),
+    st.sampled_from([(), (4, 8, 12, 16)]),
+)
+def test_a_few_slow_forwards_are_no_change(bursts, sizes):
+    """Something else runs on the host for a moment. If that were taken for what so many tokens cost, others would be fed
+    instead, and no forward would show that it is over."""
+    model = fitted(sizes)
+    usual = model.seconds("m", 10, 500)
+    forwards = [usual] * 30
+    for length, factor in bursts:
+        forwards += [factor * usual] * length + [usual] * 40
+    news = [model.observe(Forward("m", 1, 10, 500, seconds)) for seconds in forwards]
+    assert News.CHANGED not in news
+    assert model.seconds("m", 10, 500) == pytest.approx(usual, rel=0.05)
+
+
+def test_what_was_not_seen_for_a_while_is_corrected_faster():
+    """Eight tokens were seen a hundred times, and then only four: the next forward over eight says more than the last did."""
+    model = fitted()
+
+    def observe(n, times, factors=(0.96, 1.04)):
+        for i in range(times):
+            model.observe(Forward("m", 1, n, 500, true_seconds(n, 500) * factors[i % len(factors)]))
+        return model.seconds("m", 8, 500)
+
+    before = observe(8, 100)
+    soon = observe(8, 1, (1.1,)) - before
+    before = observe(4, FRESH + 1)
+    late = observe(8, 1, (1.1,)) - before
+    assert late > 4 * soon > 0
+
+
+@faster_and_slower
+def test_a_change_is_not_that_of_numbers_that_were_just_seen(factor, believed):
     """Sixteen tokens cost what they did a moment ago; fewer never more than what was just seen, more never less."""
     model = fitted()
     for n in (4, 16) * 30:
         model.observe(Forward("m", 1, n, 500, true_seconds(n, 500)))
-    for _ in range(BELIEVED):
+    for _ in range(believed):
         model.observe(Forward("m", 1, 4, 500, factor * true_seconds(4, 500)))
     assert model.seconds("m", 16, 500) == pytest.approx(max(1.0, factor * 0.72) * true_seconds(16, 500), rel=0.05)
     for n in (1, 2):
@@ -154,7 +193,7 @@ def test_what_was_hidden_behind_fewer_tokens_is_corrected_from_what_was_expected
     """Eight tokens of a flat curve become dearer; sixteen, which have not been seen, are then expected to cost as much. A
     forward that agrees changes nothing, one that is off changes a little, and neither changes what eight cost."""
     model = LatencyModel.fit({"m": [(n, 0, 0.02) for n in GRID]}, 0.0, sizes={"m": sizes})
-    for seconds in (*[0.02] * 30, *[0.03] * BELIEVED):
+    for seconds in (*[0.02] * 30, *[0.03] * BELIEVED_SLOW):
         model.observe(Forward("m", 1, 8, 0, seconds))
     assert model.seconds("m", 16) == pytest.approx(0.03, rel=0.01)
     model.observe(Forward("m", 1, 16, 0, 0.0297))

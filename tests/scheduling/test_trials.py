@@ -68,6 +68,32 @@ def test_memory_that_became_faster_or_slower_is_noticed():
     assert sum(noticed) >= 0.8 * len(noticed)  # 0.90 of 440 were
 
 
+class Busy(Simulator):
+    """Something else runs on the host now and then."""
+
+    busy = False
+
+    def noisy(self):
+        return super().noisy() * (1.5 if self.busy else 1.0)
+
+
+def test_a_moment_in_which_the_host_is_busy_changes_nothing():
+    """Ten steps take half as much again, as they may on a shared host every few seconds. If that were taken for the price of
+    eleven tokens, five would be fed from then on, and nothing would show that eleven cost what they did before."""
+    kept = []
+    for seed in range(8):
+        policy = AdaptivePolicy(["a", "target"], [], calibration(pool(0.02)))
+        simulator = Busy(pool(0.02), [SimulatedRow(0, 64, 10**9)], seed=seed, noise=0.02)
+        windows(policy, simulator, 300)
+        for _ in range(4):
+            before = windows(policy, simulator, 50)
+            simulator.busy = True
+            windows(policy, simulator, 10)
+            simulator.busy = False
+            kept.append(abs(windows(policy, simulator, 20) - before) <= 1)
+    assert sum(kept) >= 0.9 * len(kept)
+
+
 def test_no_device_tries_windows():
     """It may have to record a graph for what it never ran."""
     trials = Trials(windows=False)
@@ -98,8 +124,8 @@ def test_what_is_tried_is_the_same_chain_and_costs_little(estimates, sizes):
         assert len(ways) == 1, "all rows feed fewer tokens, or all more"
         tried_tokens, tried_seconds = price(plans, estimates[len(sizes)])
         assert tried_seconds - tried_tokens * seconds / tokens <= REGRET * seconds
-    assert tried[:4] == [64, 128, 256, 512][: len(tried)]
-    assert len(tried) < 8 + 4
+    assert tried[:6] == [16, 32, 64, 128, 256, 512][: len(tried)]
+    assert len(tried) < 8 + 6
 
 
 @given(st.lists(st.integers(1, MAX_WINDOW), min_size=1, max_size=6), st.sampled_from(SCALES))
@@ -127,15 +153,17 @@ def forward(tokens, rows=1):
     return Forward("target", rows, tokens, 100, 0.02)
 
 
-def test_what_took_another_time_is_tried_once_more_at_once(estimates):
+def test_what_took_much_less_time_is_tried_once_more_at_once(estimates):
+    """What took more may have met an accident, and is not what would be run instead."""
     standing = (Plan.chain(["a", "target"], [6]),)
     trials, step = Trials(windows=True), WINDOW_STEPS
     first = trials.plans(standing, estimates[1], step)
     assert first == (Plan.chain(["a", "target"], [4]),)
     assert trials.plans(standing, estimates[1], step + 1) is None
-    trials.learnt(forward(7), News.ODD, tried=False, step=step + 1)
+    trials.learnt(forward(7), News.FAST, tried=False, step=step + 1)
+    trials.learnt(forward(5), News.SLOW, tried=True, step=step + 1)
     assert not trials.due(1, step + 1)
-    trials.learnt(forward(5), News.ODD, tried=True, step=step + 1)
+    trials.learnt(forward(5), News.FAST, tried=True, step=step + 1)
     assert trials.plans(standing, estimates[1], step + 1) == first
     assert not trials.due(1, step + WINDOW_STEPS)
     assert trials.plans(standing, estimates[1], step + 1 + WINDOW_STEPS) == (Plan.chain(["a", "target"], [8]),)
@@ -146,6 +174,14 @@ def test_a_machine_that_has_changed_is_looked_at_soon(tried):
     trials = Trials(windows=True)
     trials.learnt(forward(7), News.CHANGED, tried=tried, step=10)
     assert next(step for step in range(20) if trials.due(1, step)) == 10 + WINDOW_SOON
+
+
+def test_after_a_change_all_scales_have_their_turn_within_a_few_steps(estimates):
+    """Who feeds few tokens has to see what more cost now, and who feeds many what fewer do."""
+    trials, standing = Trials(windows=True), (Plan.chain(["a", "target"], [4]),)
+    trials.learnt(forward(7), News.CHANGED, tried=False, step=10)
+    tried = [step for step in range(10, 60) if trials.plans(standing, estimates[1], step) is not None]
+    assert tried == [10 + WINDOW_SOON * wait for wait in (1, 2, 4, 8)]
 
 
 def test_all_scales_have_their_turn_even_where_one_would_lose_too_much(estimates):
@@ -210,7 +246,7 @@ def test_plain_trials_wait_until_a_number_of_rows_lasts(estimates):
     assert trials.plans(standing[2], estimates[2], 61) is None
 
 
-def test_a_plain_step_that_took_another_time_is_repeated(estimates):
+def test_a_plain_step_that_took_much_less_time_is_repeated(estimates):
     trials = Trials(windows=False)
     standing = [Plan.chain(["a", "target"], [4])] * 8
     trials.learnt(forward(40, 8), News.NONE, tried=False, step=-PLAIN_LASTING)
@@ -220,7 +256,7 @@ def test_a_plain_step_that_took_another_time_is_repeated(estimates):
     assert trials.plans(standing, estimates[8], PLAIN_STEPS) is None
     late = PLAIN_STEPS + PLAIN_AGAIN
     assert trials.plans(standing, estimates[8], late) == (PLAIN,) * 8
-    trials.learnt(forward(8, 8), News.ODD, tried=True, step=late)
+    trials.learnt(forward(8, 8), News.FAST, tried=True, step=late)
     assert trials.plans(standing, estimates[8], late + 1) == (PLAIN,) * 8
     trials.learnt(forward(8, 8), News.CHANGED, tried=True, step=late + 1)
     assert trials.plans(standing, estimates[8], late + 2) is None
@@ -278,9 +314,14 @@ def batch(policy, memory, number):
 
 
 def test_memory_that_became_faster_between_two_batches_is_noticed():
-    """Drafting for eight rows feeds as many tokens as before, which take as long as before; plain steps take a quarter less."""
-    policy = AdaptivePolicy(["a", "target"], [], calibration(pool(0.02)))
-    slow = [batch(policy, 0.02, number) for number in range(6)]
-    fast = [batch(policy, 0.008, number) for number in range(6, 9)]
-    assert max(slow[1:]) < 0.2
-    assert min(fast) > 0.6
+    """Drafting for eight rows feeds as many tokens as before, which take as long as before; plain steps take a quarter less.
+    Where one was looked at just before the change, the first batch, of 24 steps, is over before the next look."""
+    at_once = []
+    for first in range(0, 60, 10):
+        policy = AdaptivePolicy(["a", "target"], [], calibration(pool(0.02)))
+        slow = [batch(policy, 0.02, number) for number in range(first, first + 6)]
+        fast = [batch(policy, 0.008, number) for number in range(first + 6, first + 9)]
+        assert max(slow[1:]) < 0.2
+        assert min(fast[1:]) > 0.6
+        at_once.append(fast[0] > 0.6)
+    assert sum(at_once) >= 3
