@@ -67,8 +67,6 @@ class News(enum.IntEnum):
     """What a forward said about a curve; of several forwards, the most of it."""
 
     NONE = enum.auto()
-    SLOW = enum.auto()
-    """It took so much more than expected that only many others like it will be believed."""
     FAST = enum.auto()
     """It took so much less than expected that only others like it will be believed."""
     CHANGED = enum.auto()
@@ -329,7 +327,7 @@ class Curve:
             return News.CHANGED, least
         rate = SPREAD_RATE if usual else ODD_RATE
         self.spread = max(self.spread + rate * (min(abs(error), most) - self.spread), 0.01)
-        return (News.NONE, error) if usual else (News.FAST if error < 0 else News.SLOW, math.copysign(most, error))
+        return News.FAST if error < -most else News.NONE, min(max(error, -most), most)
 
     def _remembered(self) -> float:
         """Changes back, as they are remembered now."""

@@ -69,7 +69,7 @@ faster_and_slower = pytest.mark.parametrize(
 def test_what_is_seen_often_enough_is_believed(sizes, factor, believed):
     """Outliers move a node a little, as many as are believed all the way, if they are the last that were seen there: what other
     numbers of tokens took in between does not matter, what so many took does."""
-    odd, other_odd = (News.FAST, News.SLOW) if factor < 1 else (News.SLOW, News.FAST)
+    odd, other_odd = (News.FAST, News.NONE) if factor < 1 else (News.NONE, News.FAST)
     steady = [Forward("m", 1, n, 500, fitted(sizes).seconds("m", n, 500)) for n in (4, 16) for _ in range(30)]
     other = Forward("m", 1, 4, 500, factor * fitted(sizes).seconds("m", 4, 500))
 

@@ -161,7 +161,7 @@ def test_what_took_much_less_time_is_tried_once_more_at_once(estimates):
     assert first == (Plan.chain(["a", "target"], [4]),)
     assert trials.plans(standing, estimates[1], step + 1) is None
     trials.learnt(forward(7), News.FAST, tried=False, step=step + 1)
-    trials.learnt(forward(5), News.SLOW, tried=True, step=step + 1)
+    trials.learnt(forward(5), News.NONE, tried=True, step=step + 1)
     assert not trials.due(1, step + 1)
     trials.learnt(forward(5), News.FAST, tried=True, step=step + 1)
     assert trials.plans(standing, estimates[1], step + 1) == first
