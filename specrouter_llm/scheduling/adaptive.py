@@ -68,7 +68,8 @@ class AdaptivePolicy:
                 f"the adaptive policy chooses among at most {MOST_LEVELS} drafters, got {len(models) - 1 + len(proposers)}; "
                 'leave some out, or name a chain with policy="fixed"'
             )
-        self._models, self._proposers = tuple(models), tuple(proposers)
+        self._models = tuple(models)
+        self._proposers = tuple(proposers)
         self._target = self._models[-1]
         self._plain = Plan((self._target,))
         self._latency = latency if latency is not None else LatencyModel()
@@ -79,7 +80,7 @@ class AdaptivePolicy:
         self._asides = Asides(self._proposers)
         self._journal = Journal()
         self._step = self._searched = self._searched_all = 0
-        self._stale, self._lent, self._shaken = True, False, False
+        self._stale, self._lent = True, False
         self._decision: Decision | None = None
         self._seen: list[Seen] = []
         """Steps that were not learnt from yet."""
@@ -95,8 +96,8 @@ class AdaptivePolicy:
         """Its plans, by row."""
         self._views: dict[int, RowView] = {}
         self._introduced: dict[str, int] = {}
+        self._shaken = False
         self._search: Search | None = None
-        self._read: Estimates | None = None
         self._active: frozenset[int] = frozenset()
         self._costs: dict[tuple[int, int, bool], Costs] = {}
         """By rows, context and whether any is sampled; kept until a latency moves."""
@@ -217,9 +218,8 @@ class AdaptivePolicy:
             stands = Decision(key, before.standing, before.standing, before.predicted)
             if not self._curious(rows):
                 return stands
-        if self._read is None or stands is None or self._prober.looks(self._step):  # else what it stands by will do
-            self._read = self._estimates(rows)
-        return self._probe(rows, stands or self._standing_decision(rows, key, self._read), self._read)
+        estimates = self._estimates(rows)  # after which nothing has moved
+        return self._probe(rows, stands or self._standing_decision(rows, key, estimates), estimates)
 
     def _due(self) -> bool:
         """Whether the last search is out of date."""
