@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from specrouter_llm.errors import InvalidParameterError
-from specrouter_llm.scheduling.decision import Decision, RowSeen, Seen, forwards_of, rows_of
+from specrouter_llm.scheduling.decision import NEW_ROW, Decision, RowSeen, Seen, forwards_of, rows_of
 from specrouter_llm.scheduling.estimates import Costs, Estimates, context_bucket
 from specrouter_llm.scheduling.explanation import Explanation, Journal, Switch
 from specrouter_llm.scheduling.latency import LatencyModel
@@ -16,7 +16,7 @@ from specrouter_llm.scheduling.offers import MOST_LEVELS
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import Reasons, RowView, StepObservation
 from specrouter_llm.scheduling.pricing import OTHER_CHAIN_GAIN, PLAIN_GAIN, best_draft, least_gain, pays, price
-from specrouter_llm.scheduling.probing import CHANGE_LOAN, FIRST_LOAN, PROBE_WINDOW, Prober, most_telling
+from specrouter_llm.scheduling.probing import CHANGE_LOAN, FIRST_LOAN, PROBE_WINDOW, ROUTINE_ALPHA, Prober, most_telling
 from specrouter_llm.scheduling.rows import RowBook
 from specrouter_llm.scheduling.search import Search, StepChoice
 from specrouter_llm.scheduling.similarity import Similarity, regime
@@ -34,9 +34,6 @@ TOGETHER = 4
 """Steps that are learnt from at once, unless a row has ended or something was tried."""
 OPTIMISM, CHANGED_OPTIMISM = 1.5, 2.5
 """Standard errors above the estimate at which idle chains are looked at for a probe: as a rule, and after a change."""
-NEW_ROW = "a row has come"
-ROUTINE_ALPHA = 0.95
-"""A level that has long been idle is tried now and then if at this acceptance it would be the best."""
 
 
 class AdaptivePolicy:
@@ -137,19 +134,23 @@ class AdaptivePolicy:
 
     def observe(self, step: StepObservation) -> None:
         """Takes note. Quiet steps are learnt from a few at a time, and while the next one is running if that is the way."""
-        self._step += 1
+        self._step += self._planned  # chains that callers force neither pay for looks and trials nor make them due
         decision, views = (self._decision, self._views) if self._planned else (None, {})
         self._seen.append(seen := Seen(step, decision, views, self._reconsidered))
         self._asides.observe(step, self._step)
-        self._planned = self._reconsidered = False
         waits = self._deferred and len(self._seen) <= TOGETHER
-        if not (seen.is_quiet and self._lent) or (self._may_learn() and not waits):
+        learns = not (seen.is_quiet and self._lent) or (self._may_learn() and not waits)
+        self._planned = self._reconsidered = False
+        if learns:
             self._learn()
 
     def _may_learn(self) -> bool:
         """Whether there is enough to learn from: out of the caches, one step of one row is nearly as dear as a few."""
-        due = self._prober.looks(self._step) or self._trials.due(len(self._views), self._step)
-        return due or len(self._seen) >= TOGETHER
+        return len(self._seen) >= TOGETHER or (self._planned and self._tries_soon(len(self._views)))
+
+    def _tries_soon(self, rows: int) -> bool:
+        """Whether the next step of so many rows may be used to try something."""
+        return self._prober.looks(self._step) or self._trials.due(rows, self._step)
 
     def _learn(self) -> None:
         """Corrects latencies by the forwards, similarities by the trials, and puts decisions into force."""
@@ -295,8 +296,7 @@ class AdaptivePolicy:
 
     def _curious(self, rows: Sequence[RowView]) -> bool:
         """Whether something may be tried."""
-        unknown = self._unknown(rows[self._step % len(rows)]) is not None
-        return unknown or self._trials.due(len(rows), self._step) or self._prober.looks(self._step)
+        return self._unknown(rows[self._step % len(rows)]) is not None or self._tries_soon(len(rows))
 
     def _probe(self, rows: Sequence[RowView], standing: Decision, estimates: Estimates) -> Decision:
         """The standing plans with one row on another chain, if one looks worth it at an optimistic estimate.

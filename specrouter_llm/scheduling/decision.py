@@ -11,6 +11,9 @@ from specrouter_llm.scheduling.lookups import Calls
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import Forward, RowObservation, RowView, Score, StepObservation, Trial
 
+NEW_ROW = "a row has come"
+"""The reason of a decision that is the first for one of its rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:

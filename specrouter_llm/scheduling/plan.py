@@ -101,7 +101,7 @@ class Plan:
 
     def without(self, names: Collection[str]) -> Plan:
         """The same plan with some levels below the top left out; each remaining level keeps its own window."""
-        if not any(level in names for level in self.levels[:-1]):
+        if not names or not any(level in names for level in self.levels[:-1]):
             return self
         if self.lookup_first:
             lookup, drafts = (plan.without(names) for plan in self.alternatives)

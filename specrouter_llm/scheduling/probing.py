@@ -13,6 +13,8 @@ SHARE = 0.005
 taken for the same tokens."""
 PROBE_WINDOW = 4
 """Tokens that a probe asks of each level at most."""
+ROUTINE_ALPHA = 0.95
+"""A level that has long been idle is tried now and then if at this acceptance it would be the best."""
 FIRST_LOAN = 0.6
 """Plain steps' worth of regret per lower level that may be spent ahead at the start, when nothing was ever counted."""
 CHANGE_LOAN = 2.0

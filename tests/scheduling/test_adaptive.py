@@ -1,5 +1,6 @@
 """The adaptive policy in the simulator: against the best static chain, after drifts, at break-even, in mixed batches."""
 
+import copy
 import itertools
 import random
 import statistics
@@ -55,6 +56,21 @@ class WhileRunning:
         plans = self.policy.plan(rows)
         self.policy.reconsider()
         return plans
+
+    def observe(self, step):
+        self.policy.observe(step)
+
+
+class Recorder:
+    """Notes the plans of a policy."""
+
+    def __init__(self, policy):
+        self.policy = policy
+        self.plans = []
+
+    def plan(self, rows):
+        self.plans.append(self.policy.plan(rows))
+        return self.plans[-1]
 
     def observe(self, step):
         self.policy.observe(step)
@@ -449,6 +465,25 @@ def test_steps_of_forced_chains_are_not_put_down_to_the_last_decision():
     assert after.measured_seconds_per_token == before.measured_seconds_per_token
     assert after.probes == before.probes
     assert policy.latency.seconds("target", 1) > 1.5 * cost
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_forced_chains_make_nothing_due(seed):
+    """Looks and trials are paid by the steps that the policy chooses for, so it is those that they wait for."""
+    pool = two_drafters(0.7, 0.8)
+    policy = adaptive(pool)
+    Simulator(pool, requests(1, 4000), slots=1).run(policy, 400)
+    before = policy.explain()
+    other = copy.deepcopy(policy)
+    for _ in range(125 * TOGETHER):
+        other.observe(StepObservation((RowObservation(77, PLAIN, (), 1, False),), (), 0.2))
+    assert other.explain().step == before.step
+    chosen = []
+    for each in (policy, other):
+        simulator = Simulator(pool, requests(1, 4000), slots=1, seed=seed)
+        simulator.run(recorder := Recorder(each), 200)
+        chosen.append(recorder.plans)
+    assert chosen[0] == chosen[1]
 
 
 def test_a_level_that_is_always_left_out_is_given_up():

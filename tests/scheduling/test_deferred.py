@@ -2,8 +2,8 @@
 
 import pytest
 
-from specrouter_llm.scheduling.adaptive import NEW_ROW, TOGETHER, AdaptivePolicy
-from specrouter_llm.scheduling.decision import Decision
+from specrouter_llm.scheduling.adaptive import TOGETHER, AdaptivePolicy
+from specrouter_llm.scheduling.decision import NEW_ROW, Decision
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.simulation import SimulatedLookup, SimulatedModel, SimulatedPool, Simulator
 from specrouter_llm.scheduling.sweep import calibration, requests
