@@ -13,7 +13,8 @@ SpecRouterError
 │   ├── VocabularyMismatchError               two members of a pool disagree about token ids
 │   └── MemoryBudgetError                     the pool does not fit the budget
 ├── QueueFullError                            too many requests are waiting
-├── EngineClosedError                         the engine was closed
+├── EngineClosedError                         the engine was closed, or stayed in another process
+├── ReentrantCallError (also RuntimeError)    a callback waits for the engine that waits for the callback
 ├── RequestFailedError                        one request failed while it ran; the others go on
 │   ├── NumericalError                        the target produced NaN or only -inf
 │   └── CallbackError                         a callback of the user raised
@@ -76,7 +77,17 @@ class QueueFullError(SpecRouterError):
 
 
 class EngineClosedError(SpecRouterError):
-    """The engine has been closed."""
+    """The engine has been closed, or it runs in the process from which this one was forked."""
+
+
+class ReentrantCallError(SpecRouterError, RuntimeError):
+    """A callback waits for the engine, in whose thread it runs."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this call waits for the engine, and on_step runs in the engine's thread: nobody could ever answer; "
+            "call it from another thread, or when the request has ended"
+        )
 
 
 class RequestFailedError(SpecRouterError):

@@ -8,7 +8,8 @@ from typing import Any, TypeGuard
 
 from specrouter_llm.bench.texts import TextPrompt
 from specrouter_llm.config import ModelSource
-from specrouter_llm.engine.spec_router import PolicyName, SpecRouter
+from specrouter_llm.engine.policies import PolicyName
+from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.pool.family import widened_family
 from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.scheduling.policy import Policy

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+from specrouter_llm.errors import ReentrantCallError
 from specrouter_llm.runtime.openmp import release_team
 from specrouter_llm.types import Completion, Delta, FinishReason
 
@@ -16,7 +17,8 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """Unbounded queue from the worker thread to one consumer, which may be a thread or a task of any event loop."""
+    """Unbounded queue from the worker thread to its consumers: one that reads the items, and others that wait for the end.
+    They may be threads, or tasks of any event loop."""
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
@@ -25,6 +27,9 @@ class Mailbox(Generic[T]):
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._awaited: type | None = None
         """The consumer waits for an item of this kind and leaves the others lying; None: it waits for any."""
+        self._ended = False
+        self.writer: threading.Thread | None = None
+        """Who puts items in: it can't wait for them."""
 
     def put(self, item: T) -> None:
         with self._lock:
@@ -33,39 +38,62 @@ class Mailbox(Generic[T]):
                 return  # waking a thread costs the models' thread time
             self._condition.notify()
             waiters, self._waiters = self._waiters, []
-        for loop, future in waiters:
-            with contextlib.suppress(RuntimeError):  # the consumer's event loop is closed: nobody is waiting any more
-                loop.call_soon_threadsafe(_wake, future)
+        _wake_all(waiters)
+
+    def end(self) -> None:
+        """The consumer has read the last item: others that wait get none."""
+        with self._lock:
+            self._ended = True
+            self._condition.notify_all()
+            waiters, self._waiters = self._waiters, []
+        _wake_all(waiters)
 
     def is_awaited(self, kind: type) -> bool:
         """Whether an item of this kind may be read as soon as it is here: not while the consumer waits for another one."""
         return self._awaited is None or issubclass(kind, self._awaited)
 
-    def get(self, awaited: type | None = None) -> T:
-        """The next item, once there is one of the kind `awaited`; blocks."""
+    def get(self, awaited: type | None = None) -> T | None:
+        """The next item, once there is one of the kind `awaited`, or None if somebody else has read the last; blocks.
+
+        Raises:
+            ReentrantCallError: the caller is who would have to put it in.
+        """
         if not self._items:
             release_team()  # a thread that waits has no use for one
         with self._lock:
             self._awaited = awaited
-            while not self._ready():
+            while not self._ready(awaited):
+                self._check_caller()
                 self._condition.wait()
-            return self._items.popleft()
+            return self._items.popleft() if self._items else None
 
-    def _ready(self) -> bool:
-        awaited = self._awaited
+    def _ready(self, awaited: type | None) -> bool:
+        if self._ended:
+            return True
         return bool(self._items) if awaited is None else any(isinstance(item, awaited) for item in self._items)
 
-    async def aget(self, awaited: type | None = None) -> T:
+    def _check_caller(self) -> None:
+        if threading.current_thread() is self.writer:
+            raise ReentrantCallError
+
+    async def aget(self, awaited: type | None = None) -> T | None:
         """`get` without blocking the event loop."""
         while True:
             with self._lock:
                 self._awaited = awaited
-                if self._ready():
-                    return self._items.popleft()
+                if self._ready(awaited):
+                    return self._items.popleft() if self._items else None
+                self._check_caller()
                 loop = asyncio.get_running_loop()
                 future: asyncio.Future[None] = loop.create_future()
                 self._waiters.append((loop, future))
             await future
+
+
+def _wake_all(waiters: Sequence[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]) -> None:
+    for loop, future in waiters:
+        with contextlib.suppress(RuntimeError):  # the consumer's event loop is closed: nobody is waiting any more
+            loop.call_soon_threadsafe(_wake, future)
 
 
 def _wake(future: asyncio.Future[None]) -> None:
@@ -115,7 +143,7 @@ class Handle:
             self._take(self._guarded_get(Completion))
         return sorted(self._completions, key=lambda completion: completion.index)
 
-    def _guarded_get(self, awaited: type | None) -> Delta | Completion:
+    def _guarded_get(self, awaited: type | None) -> Delta | Completion | None:
         try:
             return self._mailbox.get(awaited)
         except BaseException:  # KeyboardInterrupt above all
@@ -141,7 +169,7 @@ class Handle:
             self._take(await self._guarded_aget(Completion))
         return sorted(self._completions, key=lambda completion: completion.index)
 
-    async def _guarded_aget(self, awaited: type | None) -> Delta | Completion:
+    async def _guarded_aget(self, awaited: type | None) -> Delta | Completion | None:
         try:
             return await self._mailbox.aget(awaited)
         except BaseException:
@@ -172,10 +200,13 @@ class Handle:
         if not self.done:
             self._cancel()
 
-    def _take(self, item: Delta | Completion) -> Delta | None:
+    def _take(self, item: Delta | Completion | None) -> Delta | None:
         if isinstance(item, Delta):
             return item
-        self._completions.append(item)
+        if item is not None:
+            self._completions.append(item)
+            if self.done:
+                self._mailbox.end()
         return None
 
     def _raise_failure(self) -> None:

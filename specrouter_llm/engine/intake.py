@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
@@ -101,7 +100,7 @@ class Intake:
             end_ids=eos_ids | frozenset(params.stop_token_ids),
             eos_ids=eos_ids,
             max_length=self._max_context,
-            deadline=time.monotonic() + options.timeout if options.timeout is not None else None,
+            timeout=options.timeout,
             on_step=options.on_step,
             grammar=self._grammar(params, self._max_context - len(prompt_ids)),
             keep_special_tokens=tuple(options.keep_special_tokens),

@@ -51,21 +51,28 @@ class Request:
     eos_ids: frozenset[int]
     max_length: int
     """Prompt and output tokens together."""
-    deadline: float | None
-    """On the monotonic clock."""
+    timeout: float | None
+    """Seconds from when it is queued."""
     on_step: Callable[[StepInfo], None] | None
     grammar: Grammar | None = None
     """What the output has to satisfy."""
     keep_special_tokens: tuple[str, ...] = ()
     """Special tokens that are part of the text; all others have none."""
     mailbox: Mailbox[Delta | Completion] = field(default_factory=Mailbox)
-    submitted: float = field(default_factory=time.monotonic)
+    submitted: float = 0.0
+    """When it was queued, on the monotonic clock."""
+    deadline: float | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property
     def max_output(self) -> int:
         """Tokens that a sample may have."""
         return min(self.params.max_tokens, self.max_length - len(self.prompt_ids))
+
+    def queued(self, worker: threading.Thread) -> None:
+        """It waits for this worker from now on."""
+        self.mailbox.writer, self.submitted = worker, time.monotonic()
+        self.deadline = self.submitted + self.timeout if self.timeout is not None else None
 
     def constraint(self) -> Constraint | None:
         """The grammar for one sample."""

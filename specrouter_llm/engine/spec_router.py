@@ -9,16 +9,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 from torch import Tensor
 
 from specrouter_llm.config import EngineConfig, ModelSource
-from specrouter_llm.drafting.ngram import NgramProposer
 from specrouter_llm.drafting.proposer import Proposer
-from specrouter_llm.engine.calibration import Calibration, in_order, pool_runners, token_sizes
+from specrouter_llm.engine.calibration import in_order, pool_runners
 from specrouter_llm.engine.handle import Handle
 from specrouter_llm.engine.intake import Intake, RequestOptions, with_changes
+from specrouter_llm.engine.policies import PolicyName, check_policy, known_calibration, policy_of, proposers_of
 from specrouter_llm.engine.request import Request, Sample
 from specrouter_llm.engine.worker import EngineStats, Worker
 from specrouter_llm.errors import InvalidParameterError, QueueFullError
@@ -26,22 +26,17 @@ from specrouter_llm.executor import Executor
 from specrouter_llm.pool.budget import MemoryReport
 from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.router import ChainRouter
-from specrouter_llm.runtime.graphs import GraphRunner
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.runtime.select import packing_bytes
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.scheduling.adaptive import AdaptivePolicy
 from specrouter_llm.scheduling.explanation import Explanation
-from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import FixedPolicy, Policy
 from specrouter_llm.state.manager import StateManager
 from specrouter_llm.text.stream import TextStream
 from specrouter_llm.text.tokenizer import Tokenizer
 from specrouter_llm.types import Completion, Guarantee, Prompt, StepInfo
 
-PolicyName: TypeAlias = Literal["adaptive", "fixed", "off"]
-CALIBRATION_SECONDS = 2.0
-"""So long the models are measured at start-up, unless a few forwards of each take longer."""
 _QUEUE_POLL_S = 0.002
 """How often a call with more prompts than the queue holds looks for room."""
 
@@ -82,7 +77,7 @@ class SpecRouter:
         """How reports call each model: a widened one says so."""
         self.memory = memory
         """What weights and caches of the pool were summed up to; None for runners of one's own."""
-        free = {p.name: p for p in _proposers(proposers)}
+        free = {p.name: p for p in proposers_of(proposers)}
         models = [*(name for name in runners if name != target), target]
         self._router = ChainRouter(models, free, policy=policy)
         default = self._router.resolve(self.config.chain, self.config.windows, self.config.speculation or False)
@@ -150,8 +145,8 @@ class SpecRouter:
             ModelLoadError: a model cannot be loaded; the subclass and the message say why.
         """
         settings = _engine_config(config)
-        _check_policy(policy, settings)
-        known = _known_calibration(calibration, policy, settings)
+        check_policy(policy, settings)
+        known = known_calibration(calibration, policy, settings)
         pool = ModelPool.load(
             target,
             drafts,
@@ -169,13 +164,6 @@ class SpecRouter:
         runners: dict[str, Runner] = {}
         try:
             runners = pool_runners(pool, num_slots=settings.max_batch, pack=settings.pack, strict=settings.strict)
-            chosen: Policy | None = None  # the router's fixed chain, or that of the settings
-            if not isinstance(policy, str):
-                chosen = policy
-            elif policy == "off":
-                chosen = FixedPolicy(Plan((pool.target.name,)))
-            elif policy == "adaptive" and _leaves_a_choice(settings, runners, proposers):
-                chosen = _adaptive(pool, runners, known, proposers, rows=settings.max_batch, progress=progress)
             return cls(
                 runners,
                 target=pool.target.name,
@@ -184,7 +172,7 @@ class SpecRouter:
                 max_context=pool.max_context,
                 config=settings,
                 proposers=proposers,
-                policy=chosen,
+                policy=policy_of(policy, settings, pool, runners, known, proposers, progress=progress),
                 labels={member.name: member.label for member in in_order(pool)},
                 memory=pool.memory,
                 on_close=pool.close,
@@ -205,7 +193,9 @@ class SpecRouter:
 
         Raises:
             InvalidParameterError: before anything runs.
+            ReentrantCallError: in `on_step`, which the engine waits for.
         """
+        self._worker.check_caller()
         requests = self._intake.requests(prompts, params, options)
         handles: list[Handle] = []
         for request in requests:
@@ -218,6 +208,7 @@ class SpecRouter:
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **options: Any
     ) -> list[Completion]:
         """`generate` without blocking the event loop; cancelling the task cancels its requests."""
+        self._worker.check_caller()
         requests = await asyncio.to_thread(self._intake.requests, prompts, params, options)  # long prompts, grammars
         handles: list[Handle] = []
         try:
@@ -303,11 +294,14 @@ class SpecRouter:
         """The target's raw logits [V] after these tokens, computed between two steps.
 
         Raises:
+            InvalidPromptError, ContextOverflowError: nothing was computed.
+            EngineClosedError, ReentrantCallError: the engine is closed, or it is what waits: in `on_step`.
             RuntimeError: every slot is taken.
         """
+        ids = self._intake.encode(list(token_ids))
 
         def compute() -> Tensor:
-            slot, _ = self._state.admit(token_ids)
+            slot, _ = self._state.admit(ids)
             try:
                 runner = self._runners[self.target]
                 return runner.forward([self._state.span(self.target, slot, (), 1)])[0].clone()
@@ -320,7 +314,7 @@ class SpecRouter:
         """What the adaptive policy knows and why it chooses what it chooses, now; None with any other policy.
 
         Raises:
-            EngineClosedError: the engine is closed.
+            EngineClosedError, ReentrantCallError: the engine is closed, or it is what waits: in `on_step`.
         """
         policy = self._policy
         return self._worker.call(policy.explain) if isinstance(policy, AdaptivePolicy) else None
@@ -337,11 +331,15 @@ class SpecRouter:
 
     @property
     def closed(self) -> bool:
-        return not self._closer.alive
+        """Whether it takes no more requests. Its memory is given back when `close` has returned."""
+        return self._worker.closing
 
     def close(self) -> None:
-        """Cancels what is running, ends the thread and gives the memory back. Idempotent."""
-        self._closer()
+        """Cancels what is running, ends the thread and gives the memory back. Idempotent; called in `on_step`, it takes effect
+        after the step."""
+        self._worker.close()
+        if self._worker.ended:
+            self._closer.detach()
 
     def __enter__(self) -> SpecRouter:
         return self
@@ -384,61 +382,6 @@ def _release(runners: Sequence[Runner], on_close: Callable[[], None] | None) -> 
         runner.close()
     if on_close is not None:
         on_close()
-
-
-def _known_calibration(path: str | Path | None, policy: Policy | str, settings: EngineConfig) -> Calibration | None:
-    if path is None:
-        return None
-    if policy != "adaptive" or settings.chain is not None or not settings.speculation:
-        raise InvalidParameterError(
-            'calibration= is for policy="adaptive", which chooses chains; here one is given, or none is wanted: leave it out'
-        )
-    return Calibration.load(path)
-
-
-def _leaves_a_choice(
-    settings: EngineConfig, runners: Mapping[str, Runner], proposers: Sequence[Proposer] | None
-) -> bool:
-    return settings.chain is None and settings.speculation and len(runners) + len(_proposers(proposers)) > 1
-
-
-def _adaptive(
-    pool: ModelPool,
-    runners: Mapping[str, Runner],
-    known: Calibration | None,
-    proposers: Sequence[Proposer] | None,
-    *,
-    rows: int,
-    progress: bool,
-) -> AdaptivePolicy:
-    """The adaptive policy over what was measured before, or is now."""
-    if known is not None:
-        known.check(pool, runners)
-        known.latency.pad_to(token_sizes(runners))
-    else:
-        known = Calibration.of(pool, runners, seconds=CALIBRATION_SECONDS, rows=rows, progress=progress)
-    names = [p.name for p in _proposers(proposers)]
-    waits = isinstance(runners[pool.target.name], GraphRunner)  # its forwards return before they are done
-    return AdaptivePolicy(list(runners), names, known.latency, deferred=waits)
-
-
-def _check_policy(policy: Policy | str, settings: EngineConfig) -> None:
-    names = get_args(PolicyName)
-    methods = (getattr(policy, name, None) for name in ("plan", "observe"))
-    known = policy in names if isinstance(policy, str) else all(callable(method) for method in methods)
-    if not known:
-        listed = ", ".join(f'"{name}"' for name in names)
-        raise InvalidParameterError(
-            f"policy must be one of {listed}, or an object with plan and observe, got {policy!r}"
-        )
-    if settings.chain is not None and policy not in ("adaptive", "fixed"):
-        raise InvalidParameterError(
-            "chain= is one chain for all requests, which leaves policy= nothing to do: give one"
-        )
-
-
-def _proposers(given: Sequence[Proposer] | None) -> Sequence[Proposer]:
-    return given if given is not None else [NgramProposer()]
 
 
 def _engine_config(options: Mapping[str, Any]) -> EngineConfig:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -20,7 +21,13 @@ import torch
 
 from specrouter_llm.engine.prefill import CatchUp
 from specrouter_llm.engine.request import Request, Sample
-from specrouter_llm.errors import CallbackError, EngineClosedError, QueueFullError, RequestFailedError
+from specrouter_llm.errors import (
+    CallbackError,
+    EngineClosedError,
+    QueueFullError,
+    ReentrantCallError,
+    RequestFailedError,
+)
 from specrouter_llm.executor import Executor, RowOutcome, StepResult
 from specrouter_llm.router import ChainRouter
 from specrouter_llm.runtime.openmp import release_team
@@ -89,6 +96,7 @@ class Worker:
         self._calls: list[Callable[[], None]] = []
         self._row_ids = itertools.count()
         self._closing = False
+        self._process = os.getpid()
         self._num_finished = self._num_steps = self._num_committed = 0
         self._between = 0.0
         """Seconds that were spent on choosing, delivering and learning since the last step."""
@@ -104,15 +112,17 @@ class Worker:
         Raises:
             EngineClosedError, QueueFullError: nothing was queued.
         """
+        self._check_process()
         with self._lock:
-            if self._closing:
-                raise EngineClosedError("the engine is closed; make a new one to go on")
+            self._check_open()
             waiting = sum(not sample.request.cancelled.is_set() for sample in self._waiting)
             if waiting and waiting + len(samples) > self._max_queue:
                 raise QueueFullError(
                     f"{waiting} samples are waiting and the queue holds {self._max_queue}; "
                     "try again later, or raise max_queue"
                 )
+            for sample in samples:
+                sample.request.queued(self._thread)
             self._waiting.extend(samples)
             self._changed.notify()
 
@@ -121,7 +131,10 @@ class Worker:
 
         Raises:
             EngineClosedError: the engine is closed.
+            ReentrantCallError: this is the worker's thread, in a callback.
         """
+        self._check_process()
+        self.check_caller()
         future: Future[T] = Future()
 
         def run() -> None:
@@ -132,8 +145,7 @@ class Worker:
 
         release_team()
         with self._lock:
-            if self._closing:
-                raise EngineClosedError("the engine is closed; make a new one to go on")
+            self._check_open()
             self._calls.append(run)
             self._changed.notify()
         return future.result()
@@ -155,13 +167,43 @@ class Worker:
                 num_committed_tokens=self._num_committed,
             )
 
+    @property
+    def closing(self) -> bool:
+        """Whether no more requests are taken."""
+        return self._closing
+
+    @property
+    def ended(self) -> bool:
+        """Whether the thread has ended."""
+        return not self._thread.is_alive()
+
     def close(self) -> None:
-        """Ends all requests as cancelled, and the thread. Idempotent; called by a callback it takes effect after the step."""
+        """Ends all requests as cancelled, and the thread, and waits for that. Idempotent; called by a callback it takes effect
+        after the step."""
+        if os.getpid() != self._process:  # a forked process has a copy of the engine without its thread
+            return
         with self._lock:
             self._closing = True
             self._changed.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+    def check_caller(self) -> None:
+        """Raises ReentrantCallError in the worker's own thread, which cannot wait for itself."""
+        if threading.current_thread() is self._thread:
+            raise ReentrantCallError
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise EngineClosedError("the engine is closed; make a new one to go on")
+
+    def _check_process(self) -> None:
+        """Before any lock is taken: it may have been held when the process was forked."""
+        if os.getpid() != self._process:
+            raise EngineClosedError(
+                f"the engine runs in process {self._process}, from which this one was forked: its thread stayed there; "
+                'make an engine in this process, and start it by the method "spawn"'
+            )
 
     # ---------------------------------------------------------------- the loop
 
