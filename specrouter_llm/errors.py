@@ -23,6 +23,8 @@ SpecRouterError
 
 from __future__ import annotations
 
+import traceback
+
 
 class SpecRouterError(Exception):
     """Base class of all errors of this package."""
@@ -109,3 +111,14 @@ class ModelFailure(RequestFailedError):
         super().__init__(f"model {model!r} failed: {type(cause).__name__}: {cause}")
         self.model = model
         self.cause = cause
+
+    def released(self) -> ModelFailure:
+        """The failure with the place where it happened as a note, and without tracebacks: their frames hold a failed forward's
+        tensors, and the engine, for as long as anybody keeps the failure."""
+        if self.cause.__traceback__ is not None:
+            self.add_note("".join(traceback.format_tb(self.cause.__traceback__)).rstrip())
+        error: BaseException | None = self
+        while error is not None:
+            error.__traceback__ = None
+            error = error.__cause__ or error.__context__
+        return self

@@ -129,18 +129,20 @@ class Executor:
         try:
             with self._rollback.atomic(rows):
                 return run.outcomes(rows, usable, asides)
-        except ModelFailure as failure:
-            if failure.model != self._target:
-                for row, plan in zip(rows, usable, strict=True):
-                    if failure.model in plan.levels:
-                        row.set_aside[failure.model] = f"raised {type(failure.cause).__name__}: {failure.cause}"
-                return self._outcomes(rows, usable, log, meanwhile, asides)
-            if len(rows) == 1 and usable[0].below is None:
-                return [RowOutcome(rows[0], usable[0], [], error=failure)]
-            if len(rows) == 1:  # the proposal may have been too much for it: what plain decoding can do must not fail
-                return self._outcomes(rows, [Plan((self._target,))], log, meanwhile)
-            # Which row it was is not known: each runs alone, and only those that fail alone have failed.
-            return [self._outcomes([row], [plan], log, meanwhile)[0] for row, plan in zip(rows, usable, strict=True)]
+        except ModelFailure as error:
+            failure = error
+        failure = failure.released()  # what is tried now may need the memory
+        if failure.model != self._target:
+            for row, plan in zip(rows, usable, strict=True):
+                if failure.model in plan.levels:
+                    row.set_aside[failure.model] = f"raised {type(failure.cause).__name__}: {failure.cause}"
+            return self._outcomes(rows, usable, log, meanwhile, asides)
+        if len(rows) == 1 and usable[0].below is None:
+            return [RowOutcome(rows[0], usable[0], [], error=failure)]
+        if len(rows) == 1:  # the proposal may have been too much for it: what plain decoding can do must not fail
+            return self._outcomes(rows, [Plan((self._target,))], log, meanwhile)
+        # Which row it was is not known: each runs alone, and only those that fail alone have failed.
+        return [self._outcomes([row], [plan], log, meanwhile)[0] for row, plan in zip(rows, usable, strict=True)]
 
     def usable(self, row: Row, plan: Plan) -> Plan:
         """The plan without levels that the row has set aside or has outgrown."""

@@ -85,6 +85,7 @@ class Intake:
         """One request. Raises InvalidParameterError, InvalidPromptError or ContextOverflowError."""
         if (params.stop or any(isinstance(word, str) for word in params.bad_words)) and self._tokenizer is None:
             raise InvalidParameterError("stop strings and bad words need a tokenizer, and this engine has none")
+        self._check_stop_ids(params)
         plan = self._router.resolve(options.chain, options.windows, options.speculation)
         sources = [*options.draft_sources, *([options.prediction] if options.prediction is not None else [])]
         eos_ids = frozenset() if params.ignore_eos else self._eos_ids
@@ -139,6 +140,13 @@ class Intake:
             raise ContextOverflowError(
                 f"the prompt has {len(ids)} tokens and this engine's context is {self._max_context} tokens, prompt and "
                 "answer together; shorten the prompt, or raise max_context if the model and the memory budget allow"
+            )
+
+    def _check_stop_ids(self, params: SamplingParams) -> None:
+        unknown = next((i for i in params.stop_token_ids if i >= self._vocab_size), None)
+        if unknown is not None:
+            raise InvalidParameterError(
+                f"stop_token_ids: {unknown} is outside the target's vocabulary of {self._vocab_size}"
             )
 
     def _encode_source(self, source: str | Sequence[int]) -> Sequence[int]:

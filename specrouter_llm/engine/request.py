@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from specrouter_llm.engine.handle import Mailbox
+from specrouter_llm.errors import RequestFailedError
 from specrouter_llm.sampling.constraint import Constraint, Progress
 from specrouter_llm.sampling.logprobs import token_logprobs
 from specrouter_llm.sampling.params import SamplingParams
@@ -172,9 +173,14 @@ class Sample:
     # ---------------------------------------------------------------- the end
 
     def finish(self, reason: FinishReason, error: Exception | None = None) -> None:
-        """Ends a sample from outside: cancelled, timed out or failed. What was held back is delivered."""
+        """Ends a sample from outside: cancelled, timed out or failed. What was held back is delivered, if it can be had."""
         self.finish_reason, self._error = reason, error
-        self.emit((), "", None)
+        try:
+            self.emit((), "", None)
+        except Exception as broken:  # whoever waits must be told of the end all the same
+            self.finish_reason = FinishReason.ERROR
+            self._error = error or RequestFailedError(f"the rest of the text cannot be had: {broken}")
+            self.request.mailbox.put(Delta(self.index, "", (), None, self.finish_reason))
 
     def completion(self, guarantee: Guarantee, order: Sequence[str], reasons: Reasons) -> Completion:
         """The finished sample; `order` names all levels, lowest first and the target last."""

@@ -78,6 +78,10 @@ class SpecRouter:
         self.memory = memory
         """What weights and caches of the pool were summed up to; None for runners of one's own."""
         free = {p.name: p for p in proposers_of(proposers)}
+        if taken := free.keys() & runners.keys():
+            raise InvalidParameterError(
+                f"{min(taken)!r} is a model of the pool and a model-free proposer: give the model another name"
+            )
         models = [*(name for name in runners if name != target), target]
         self._router = ChainRouter(models, free, policy=policy)
         default = self._router.resolve(self.config.chain, self.config.windows, self.config.speculation or False)
@@ -99,11 +103,12 @@ class SpecRouter:
             prefill_chunk=self.config.prefill_chunk,
             on_stopped=partial(_release, list(runners.values()), on_close),
         )
+        vocab_size = runners[target].vocab_size
         self._intake = Intake(
             self._router,
             tokenizer,
-            vocab_size=runners[target].vocab_size,
-            eos_ids=frozenset(eos_token_ids),
+            vocab_size=vocab_size,
+            eos_ids=frozenset(i for i in eos_token_ids if i < vocab_size),  # some configurations name others
             max_context=max_context,
         )
         self._closer = weakref.finalize(self, self._worker.close)

@@ -24,6 +24,7 @@ from specrouter_llm.engine.request import Request, Sample
 from specrouter_llm.errors import (
     CallbackError,
     EngineClosedError,
+    ModelFailure,
     QueueFullError,
     ReentrantCallError,
     RequestFailedError,
@@ -240,7 +241,7 @@ class Worker:
             self._turn()
         except BaseException as error:  # a bug of ours must end the requests, not hang their callers
             logger.exception("the worker failed; all running requests end with an error")
-            failure = RequestFailedError(f"internal error: {type(error).__name__}: {error}")
+            failure = _internal(error)
             self._end(lambda sample: (FinishReason.ERROR, failure) if sample.row is not None else None)
 
     def _turn(self) -> None:
@@ -278,9 +279,13 @@ class Worker:
                     return
                 sample = self._waiting.popleft()
                 slot, reused = self._state.admit(sample.request.prompt_ids)
-                sample.admit(
-                    _new_row(sample, slot, self._state.tokens(slot), next(self._row_ids)), reused[self._router.target]
-                )
+                try:
+                    row = _new_row(sample, slot, self._state.tokens(slot), next(self._row_ids))
+                except Exception as error:
+                    self._state.discard(slot)
+                    self._fail(sample, _internal(error))
+                    continue
+                sample.admit(row, reused[self._router.target])
                 self._running.append(sample)
 
     def _plans(self, ready: Sequence[Sample], catch_up: CatchUp) -> list[Plan]:
@@ -306,10 +311,15 @@ class Worker:
         self._num_steps += 1
         observations = []
         for sample, outcome in zip(ready, result.outcomes, strict=True):
-            if outcome.error is not None:
-                self._fail(sample, outcome.error)
-            else:
+            try:
+                if outcome.error is not None:
+                    raise outcome.error
                 observations.append(self._deliver(sample, outcome, result))
+            except RequestFailedError as error:
+                self._fail(sample, error)
+            except Exception as error:
+                logger.exception("what a step has brought cannot be delivered")
+                self._fail(sample, _internal(error))
         try:
             seconds = self._between + result.seconds
             self._router.observe(StepObservation(tuple(observations), result.forwards, seconds, self._between))
@@ -360,6 +370,8 @@ class Worker:
         return None
 
     def _fail(self, sample: Sample, error: Exception) -> None:
+        if isinstance(error, ModelFailure):
+            error = error.released()
         sample.finish(FinishReason.ERROR, error)
         self._retire(sample)
 
@@ -394,6 +406,10 @@ def _ended_from_outside(sample: Sample, now: float) -> tuple[FinishReason, Excep
     if request.deadline is not None and now >= request.deadline:
         return FinishReason.TIMEOUT, None
     return None
+
+
+def _internal(error: BaseException) -> RequestFailedError:
+    return RequestFailedError(f"internal error: {type(error).__name__}: {error}")
 
 
 def _view(row: Row) -> RowView:

@@ -93,7 +93,7 @@ class VerifyProcessor:
         forward may be launched by then too.
 
         Raises:
-            ModelFailure: the forward raised; the lengths of all models are the caller's to restore.
+            ModelFailure: the forward, or a choice, raised; the lengths of all models are the caller's to restore.
         """
         started = time.perf_counter()
         tests = [self._test(model, len(rows), *each) for each in zip(rows, hypotheses, proposals, strict=True)]
@@ -101,7 +101,10 @@ class VerifyProcessor:
         begun, dropped = self._ahead.take(model, rows, spans) if meanwhile is not None else (None, False)
         logits = self._forward(model, spans, begun)
         blocks = logits.split([test.count for test in tests]) if keep_logits else [None] * len(rows)
-        chosen = self._choose(model, rows, spans, logits, [test.segment() for test in tests], meanwhile)
+        try:
+            chosen = self._choose(model, rows, spans, logits, [test.segment() for test in tests], meanwhile)
+        except Exception as error:  # of one row's grammar, penalties or noise: the others go on without it
+            raise ModelFailure(model, error) from error
         verified = []
         for test, choices, block in zip(tests, chosen, blocks, strict=True):
             found = _accept(test.proposal, choices[test.scored :], block)

@@ -339,3 +339,9 @@ def test_configurations_and_plans_are_checked_when_made():
         EngineConfig(max_batch="8")
     with pytest.raises(InvalidParameterError, match="a chain needs at least one level"):
         Plan.chain([], [])
+
+
+def test_a_model_with_the_name_of_a_proposer_is_refused(tools):
+    functions = tools.family()
+    with pytest.raises(InvalidParameterError, match="'ngram'.*another name"):
+        tools.engine_of({"ngram": functions["draft"], "target": functions["target"]})
