@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 
 MAX_GRAPHS = 32
 """Forwards recorded at a time; the one that was used longest ago makes room."""
-MAX_LOOPS = 16
-"""Loops recorded at a time."""
+MAX_LOOPS, LOOP_IDLE = 16, 256
+"""Loops recorded at a time; another shape takes the place of one that was not launched during the last so many. Callers choose
+temperatures freely, and more of them in turn than there is room for would record a graph at every step."""
 _CHECKED_LENGTHS = (LENGTHS, (40, 10), (110, 50), (220, 30))
 """Pairs of inputs whose launches hold up to 16, 32, 64, 128 and 256 tokens."""
 
@@ -117,6 +118,15 @@ class Recordings(Generic[Inputs]):
         self._capture = capture
         self._limit = limit
         self._known: OrderedDict[Hashable, tuple[Inputs, Sequence[Replay]]] = OrderedDict()
+        self._last: dict[Hashable, int] = {}
+        """When each was last used."""
+        self._uses = 0
+
+    def admits(self, shape: Hashable, idle: int) -> bool:
+        """Whether a shape is known, or there is room: the one that was used longest ago was not in `idle` uses of others."""
+        if shape in self._known or len(self._known) < self._limit:
+            return True
+        return self._uses - self._last[next(iter(self._known))] >= idle
 
     def of(
         self, shape: Hashable, make: Callable[[], Inputs], *runs: Callable[[Inputs], Tensor]
@@ -131,12 +141,16 @@ class Recordings(Generic[Inputs]):
             inputs = make()
             known = inputs, [self._capture(functools.partial(run, inputs)) for run in runs]
         self._known[shape] = known
+        self._uses += 1
+        self._last[shape] = self._uses
         if len(self._known) > self._limit:  # only after recording, which has waited until no graph is running
-            self._known.popitem(last=False)
+            oldest, _ = self._known.popitem(last=False)
+            del self._last[oldest]
         return known
 
     def clear(self) -> None:
         self._known.clear()
+        self._last.clear()
 
 
 def by_modules(model: PreTrainedModel) -> BatchForward:
@@ -269,6 +283,8 @@ class GraphRunner(EagerRunner):
         if buckets is None or count > MOST_CHOICES or not self.loops(warp):
             return None
         shape = LoopShape(*buckets, warp)
+        if not self._loops.admits(shape, LOOP_IDLE):
+            return None
         with torch.inference_mode():
             self._cache.expect([replace(span, token_ids=[*span.token_ids, *[0] * (count - 1)]) for span in spans])
             loop, (start, go_on) = self._loops.of(

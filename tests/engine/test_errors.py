@@ -343,5 +343,5 @@ def test_configurations_and_plans_are_checked_when_made():
 
 def test_a_model_with_the_name_of_a_proposer_is_refused(tools):
     functions = tools.family()
-    with pytest.raises(InvalidParameterError, match="'ngram'.*another name"):
+    with pytest.raises(InvalidParameterError, match=r"'ngram'.*another name"):
         tools.engine_of({"ngram": functions["draft"], "target": functions["target"]})

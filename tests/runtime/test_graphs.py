@@ -182,6 +182,25 @@ def test_a_bucket_is_recorded_once_and_the_oldest_makes_room(monkeypatch):
     assert step(4) == 4
 
 
+def test_more_settings_than_there_is_room_for_are_not_recorded_in_turn(monkeypatch):
+    """Those in use stay; others go token by token, until one was not in use for a while."""
+    monkeypatch.setattr(graphs_module, "MAX_LOOPS", 2)
+    monkeypatch.setattr(graphs_module, "LOOP_IDLE", 8)
+    capture = Recorder()
+    runner = graph_runner(tiny(), capture=capture)
+    capture.recorded = 0
+
+    def looped(temperature):
+        found = runner.loop([Span(0, 0, [1], 1)], 2, Warp(temperature, 0, 1.0, 0.0), [[(1, 2), (1, 3)]])
+        return found is not None
+
+    assert [[looped(t) for t in (0.1, 0.2, 0.3)] for _ in range(20)] == [[True, True, False]] * 20
+    assert capture.recorded == 4
+    assert [looped(t) for t in [0.1] * 9 + [0.3]] == [True] * 10
+    assert not looped(0.2)
+    assert capture.recorded == 6
+
+
 def test_what_decoding_launches_is_recorded_before_the_first_request():
     """Steps of one row and of small batches, and loops of a model that proposes, find their graphs."""
     capture = Recorder()
