@@ -96,10 +96,9 @@ class ChatSpecRouter(ConcurrentRuns, SpecRouterSettings, BaseChatModel):
     def _llm_type(self) -> str:
         return "specrouter-chat"
 
-    @property
-    def _identifying_params(self) -> dict[str, Any]:
+    def _described(self) -> dict[str, Any]:
         more = {"template_kwargs": self.template_kwargs} if self.template_kwargs else {}
-        return {**super()._identifying_params, **more}
+        return {**super()._described(), **more}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)

@@ -213,7 +213,16 @@ class SpecRouterSettings(BaseModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        """All that an answer depends on, and the chain: the key of LangChain's cache."""
+        """All that an answer depends on, and the chain: what traces show, and the key of LangChain's cache.
+
+        It is there twice: LangChain writes the arguments of a call over the names, also a None that leaves ours in force,
+        but never over `defaults`.
+        """
+        described = self._described()
+        return {**described, "defaults": described}
+
+    def _described(self) -> dict[str, Any]:
+        """The fields that an answer depends on, as far as they are set, and the chain."""
         names = ("model", "drafts", "policy", "engine_kwargs", *sorted(_SAMPLING), *_ROUTING)
         params = {name: getattr(self, name) for name in names if name not in ("on_step", "timeout")}
         return {name: value for name, value in params.items() if value not in (None, {})}

@@ -71,7 +71,10 @@ def test_an_unknown_field_is_ignored_with_a_warning(cls):
 
 @BOTH
 def test_a_cache_key_holds_all_that_an_answer_depends_on(cls):
-    """And nothing that does not decide: two models that answer alike share their cached answers."""
+    """And nothing that does not decide: two models that answer alike share their cached answers.
+
+    What the cache does with it is in integration_tests/test_caching.py.
+    """
     base = {"model": "demo", "seed": 1}
     changes = [
         {"temperature": 0.5},

@@ -1,0 +1,55 @@
+"""LangChain's cache: what it answers is what the model would have said, whole."""
+
+from __future__ import annotations
+
+import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_core.language_models import BaseLanguageModel
+
+from langchain_specrouter import ChatSpecRouter, SpecRouterLLM
+
+QUESTION = "go<|assistant|>"  # a text model is scripted to answer behind this mark
+ANSWER = " ".join(map(str, range(400)))
+BOTH = pytest.mark.parametrize("cls", [ChatSpecRouter, SpecRouterLLM])
+
+
+@pytest.fixture
+def engine(tools):
+    """Says numbers, one token after the other."""
+    with tools.scripted_engine(lambda prompt: ANSWER, seconds=0.001) as made:
+        yield made
+
+
+def text_of(model: BaseLanguageModel, **kwargs) -> str:
+    answer = model.invoke(QUESTION, **kwargs)
+    return answer if isinstance(answer, str) else answer.content
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (({}, {}), ({"stop": ["3"]}, {})),  # LangChain writes the call's None over a field of the key
+        (({"max_tokens": 3}, {"max_tokens": None}), ({"max_tokens": 9}, {"max_tokens": None})),
+        (({"stop": ["3"]}, {"stop": None}), ({"stop": ["5"]}, {"stop": None})),
+    ],
+)
+def test_other_settings_are_other_answers(engine, cls, one, other):
+    """Whether a field, a call, or a call that leaves the field in force decides."""
+    cache = InMemoryCache()
+    models = [(cls(engine=engine, **{"max_tokens": 20, **fields}, cache=cache), call) for fields, call in (one, other)]
+    plain = [text_of(model.model_copy(update={"cache": False}), **call) for model, call in models]
+    assert plain[0] != plain[1]
+    assert [text_of(model, **call) for model, call in models] == plain
+    before = engine.stats
+    assert [text_of(model, **call) for model, call in models] == plain
+    assert engine.stats == before  # the cache has answered
+
+
+def test_template_variables_of_the_model_stay_in_force(engine):
+    """A call that gives none does not hide those of the field."""
+    cache = InMemoryCache()
+    models = [ChatSpecRouter(engine=engine, max_tokens=3, template_kwargs={"x": x}, cache=cache) for x in (1, 2)]
+    for model in models:
+        model.invoke(QUESTION, template_kwargs=None)
+    assert len(cache._cache) == 2
