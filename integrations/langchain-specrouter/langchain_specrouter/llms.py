@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Literal, Self
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any, Literal, Self, TypeAlias
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun, Callbacks
 from langchain_core.language_models import BaseLLM, LangSmithParams
 from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import model_validator
@@ -17,6 +20,10 @@ from langchain_specrouter.settings import PROVIDER, Call, SpecRouterSettings
 from langchain_specrouter.statistics import Statistics
 from specrouter_llm import Completion, FinishReason
 from specrouter_llm.chat import usage
+
+_AnyCallbacks: TypeAlias = "Callbacks | list[Callbacks]"
+_OF_RUNS = frozenset({"tags", "metadata", "run_name", "run_id"})
+_GIVEN: ContextVar[Mapping[str, Any]] = ContextVar("arguments of the running call", default=MappingProxyType({}))
 
 
 class SpecRouterLLM(SpecRouterSettings, BaseLLM):
@@ -47,6 +54,22 @@ class SpecRouterLLM(SpecRouterSettings, BaseLLM):
         params["ls_provider"] = PROVIDER
         params["ls_model_name"] = str(kwargs.get("model") or self.model)
         return params
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {**super()._identifying_params, **_GIVEN.get()}
+
+    def generate(
+        self, prompts: list[str], stop: list[str] | None = None, callbacks: _AnyCallbacks = None, **kwargs: Any
+    ) -> LLMResult:
+        with _told(kwargs):
+            return super().generate(prompts, stop, callbacks, **kwargs)
+
+    async def agenerate(
+        self, prompts: list[str], stop: list[str] | None = None, callbacks: _AnyCallbacks = None, **kwargs: Any
+    ) -> LLMResult:
+        with _told(kwargs):
+            return await super().agenerate(prompts, stop, callbacks, **kwargs)
 
     def _generate(
         self,
@@ -142,3 +165,16 @@ class SpecRouterLLM(SpecRouterSettings, BaseLLM):
         counts = usage(completion)
         names = ("input_tokens", "output_tokens", "total_tokens")
         return {**told, "usage_metadata": {name: counts[name] for name in names}}
+
+
+@contextmanager
+def _told(kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Within the block the arguments of the call identify a model too.
+
+    BaseLLM, unlike BaseChatModel, leaves them out of the key of its cache: it would answer with what other arguments gave.
+    """
+    token = _GIVEN.set({name: value for name, value in kwargs.items() if name not in _OF_RUNS})
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)

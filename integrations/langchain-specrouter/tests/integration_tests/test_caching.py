@@ -32,6 +32,8 @@ def text_of(model: BaseLanguageModel, **kwargs) -> str:
         (({}, {}), ({"stop": ["3"]}, {})),  # LangChain writes the call's None over a field of the key
         (({"max_tokens": 3}, {"max_tokens": None}), ({"max_tokens": 9}, {"max_tokens": None})),
         (({"stop": ["3"]}, {"stop": None}), ({"stop": ["5"]}, {"stop": None})),
+        (({}, {}), ({}, {"max_tokens": 5})),
+        (({}, {"stop": ["3"]}), ({}, {"stop": ["5"]})),
     ],
 )
 def test_other_settings_are_other_answers(engine, cls, one, other):
