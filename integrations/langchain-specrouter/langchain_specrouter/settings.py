@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
+from weakref import WeakKeyDictionary
 
 from langchain_core.language_models.base import BaseLanguageModel
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SkipValidation, model_validator
@@ -24,6 +26,10 @@ _SAMPLING = frozenset(SamplingParams.model_fields) - {"structured"}
 _ROUTING = ("chain", "windows", "speculation", "timeout", "on_step")
 _PER_CALL = frozenset({*_ROUTING, "draft_sources", "prediction"})
 _IGNORED = frozenset({"stream", "strict"})  # `stream` is for LangChain itself, `strict` has done its work in bind_tools
+
+_ENGINE_IDS: WeakKeyDictionary[SpecRouter, str] = WeakKeyDictionary()
+"""Of engines that were handed over. Nothing that they tell says which weights they run: not their name, which is the last
+part of a folder's, nor dtype or context. So each is its own; unlike `id()` no other engine, of no process, gets the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,7 @@ class SpecRouterSettings(BaseModel):
     """Smaller models with the target's vocabulary, in any order."""
     engine: SkipValidation[Any] = Field(default=None, exclude=True, repr=False)
     """An engine (`SpecRouter`) of your own. Without it one is made at the first call, shared by all models of the process
-    with the same target, drafts and options."""
+    with the same target, drafts and options. Answers in LangChain's cache are this engine's: no other one finds them."""
     policy: Literal["adaptive", "fixed", "off"] | None = None
     """Who chooses chains where `chain` does not: see `SpecRouter.from_pretrained`."""
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -225,6 +231,8 @@ class SpecRouterSettings(BaseModel):
         """The fields that an answer depends on, as far as they are set, and the chain."""
         names = ("model", "drafts", "policy", "engine_kwargs", *sorted(_SAMPLING), *_ROUTING)
         params = {name: getattr(self, name) for name in names if name not in ("on_step", "timeout")}
+        if self.engine is not None:
+            params["engine"] = _ENGINE_IDS.setdefault(self.engine, uuid.uuid4().hex)
         return {name: value for name, value in params.items() if value not in (None, {})}
 
     def _add_specrouter_metadata(self, model: BaseLanguageModel[Any]) -> None:

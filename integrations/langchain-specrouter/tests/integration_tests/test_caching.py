@@ -55,3 +55,19 @@ def test_template_variables_of_the_model_stay_in_force(engine):
     for model in models:
         model.invoke(QUESTION, template_kwargs=None)
     assert len(cache._cache) == 2
+
+
+@BOTH
+def test_engines_of_the_same_name_do_not_share_answers(engine, tools, cls):
+    """They may come from different folders; models on one engine do share."""
+    cache = InMemoryCache()
+    with tools.scripted_engine(lambda prompt: "something else") as namesake:
+        first, second = (text_of(cls(engine=e, max_tokens=5, cache=cache)) for e in (engine, namesake))
+        assert (first, second) == (
+            text_of(cls(engine=engine, max_tokens=5)),
+            text_of(cls(engine=namesake, max_tokens=5)),
+        )
+        assert first != second
+    before = engine.stats
+    assert text_of(cls(engine=engine, max_tokens=5, cache=cache)) == first
+    assert engine.stats == before
