@@ -10,6 +10,7 @@ from langchain_specrouter._version import __version__
 from langchain_specrouter.callbacks import SpecRouterStatsHandler
 from langchain_specrouter.chat_models import ChatSpecRouter
 from langchain_specrouter.errors import (
+    SpecRouterCancelledError,
     SpecRouterContextOverflowError,
     SpecRouterInvalidPromptError,
     SpecRouterInvalidRequestError,
@@ -22,6 +23,7 @@ from langchain_specrouter.llms import SpecRouterLLM
 
 __all__ = [
     "ChatSpecRouter",
+    "SpecRouterCancelledError",
     "SpecRouterContextOverflowError",
     "SpecRouterInvalidPromptError",
     "SpecRouterInvalidRequestError",

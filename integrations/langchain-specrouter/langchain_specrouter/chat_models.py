@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from langchain_specrouter.answers import delta_chunk, generation, last_chunk
 from langchain_specrouter.batching import ConcurrentRuns
-from langchain_specrouter.errors import SpecRouterInvalidRequestError, SpecRouterTimeoutError, core_errors
+from langchain_specrouter.errors import SpecRouterInvalidRequestError, check_whole, core_errors
 from langchain_specrouter.messages import to_chat
 from langchain_specrouter.profile import assumed_profile, loaded_profile
 from langchain_specrouter.settings import PROVIDER, Call, SpecRouterSettings
@@ -297,25 +297,16 @@ class ChatSpecRouter(ConcurrentRuns, SpecRouterSettings, BaseChatModel):
 
 
 def _chat_result(results: Sequence[chat.ChatResult], call: Call, stats: Statistics) -> ChatResult:
-    """Raises SpecRouterTimeoutError."""
-    _check_in_time(results, call)
-    return ChatResult(
-        generations=[
-            generation(result, *stats.report(result.completion, call.model, result.finish_reason)) for result in results
-        ]
-    )
+    """Raises SpecRouterTimeoutError, SpecRouterCancelledError."""
+    return ChatResult(generations=[generation(result, *_reported(result, call, stats)) for result in results])
 
 
 def _last_chunk(result: chat.ChatResult, call: Call, stats: Statistics) -> ChatGenerationChunk:
-    """Raises SpecRouterTimeoutError."""
-    _check_in_time([result], call)
-    return last_chunk(result, *stats.report(result.completion, call.model, result.finish_reason))
+    """Raises SpecRouterTimeoutError, SpecRouterCancelledError."""
+    return last_chunk(result, *_reported(result, call, stats))
 
 
-def _check_in_time(results: Sequence[chat.ChatResult], call: Call) -> None:
-    late = next((result for result in results if result.finish_reason == "timeout"), None)
-    if late is not None:
-        raise SpecRouterTimeoutError(
-            f"the answer was not complete after timeout={call.options.get('timeout')} s; raise it, or lower max_tokens",
-            late.content,
-        )
+def _reported(result: chat.ChatResult, call: Call, stats: Statistics) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(response_metadata, additional_kwargs) of an answer that is whole."""
+    check_whole(result.finish_reason, result.content, call.options.get("timeout"))
+    return stats.report(result.completion, call.model, result.finish_reason)

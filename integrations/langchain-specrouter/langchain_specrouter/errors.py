@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from langchain_core import exceptions as core
 
+from specrouter_llm import FinishReason
 from specrouter_llm import errors as ours
 
 
@@ -37,13 +38,24 @@ class SpecRouterQueueFullError(ours.QueueFullError, core.ModelRateLimitError):
     """Too many requests are waiting; trying again later may succeed."""
 
 
-class SpecRouterTimeoutError(ours.SpecRouterError, core.ModelTimeoutError, TimeoutError):
-    """The request's `timeout` passed before its answer was complete."""
+class CutOffError(ours.SpecRouterError):
+    """Something other than the model ended an answer."""
 
     def __init__(self, message: str, partial: str = "") -> None:
         super().__init__(message)
         self.partial = partial
-        """The text that was produced in time."""
+        """The text that was produced until then."""
+
+
+class SpecRouterTimeoutError(CutOffError, core.ModelTimeoutError, TimeoutError):
+    """The request's `timeout` passed before its answer was complete."""
+
+
+class SpecRouterCancelledError(CutOffError, core.ModelError):
+    """Others ended the request before its answer was complete: mostly, the engine was closed.
+
+    A task that is cancelled while it waits raises `asyncio.CancelledError`, as any task does.
+    """
 
 
 _TWINS: tuple[tuple[type[ours.SpecRouterError], type[ours.SpecRouterError]], ...] = (  # the most specific first
@@ -61,6 +73,18 @@ def translated(error: ours.SpecRouterError) -> ours.SpecRouterError:
     if isinstance(error, core.LangChainException):
         return error
     return next((twin(str(error)) for kind, twin in _TWINS if isinstance(error, kind)), error)
+
+
+def check_whole(finish_reason: str, text: str, timeout: float | None) -> None:
+    """Raises SpecRouterTimeoutError, SpecRouterCancelledError: the answer, so far `text`, was cut off from outside."""
+    if finish_reason == FinishReason.TIMEOUT:
+        raise SpecRouterTimeoutError(
+            f"the answer was not complete after timeout={timeout} s; raise it, or lower max_tokens", text
+        )
+    if finish_reason == FinishReason.CANCELLED:
+        raise SpecRouterCancelledError(
+            "the answer was not complete when its request was cancelled, or the engine was closed", text
+        )
 
 
 @contextmanager

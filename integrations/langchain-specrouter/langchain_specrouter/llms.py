@@ -15,10 +15,10 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import model_validator
 
 from langchain_specrouter.answers import token_usage
-from langchain_specrouter.errors import SpecRouterInvalidRequestError, SpecRouterTimeoutError, core_errors
+from langchain_specrouter.errors import SpecRouterInvalidRequestError, check_whole, core_errors
 from langchain_specrouter.settings import PROVIDER, Call, SpecRouterSettings
 from langchain_specrouter.statistics import Statistics
-from specrouter_llm import Completion, FinishReason
+from specrouter_llm import Completion
 from specrouter_llm.chat import usage
 
 _AnyCallbacks: TypeAlias = "Callbacks | list[Callbacks]"
@@ -144,7 +144,7 @@ class SpecRouterLLM(SpecRouterSettings, BaseLLM):
         return call
 
     def _result(self, completions: Sequence[Completion], num_prompts: int, call: Call) -> LLMResult:
-        """Raises the first request's error, or SpecRouterTimeoutError."""
+        """Raises the first request's error, SpecRouterTimeoutError or SpecRouterCancelledError."""
         generations: list[list[Generation]] = [[] for _ in range(num_prompts)]
         for completion in completions:
             completion.raise_for_error()
@@ -156,11 +156,8 @@ class SpecRouterLLM(SpecRouterSettings, BaseLLM):
         )
 
     def _info(self, completion: Completion, call: Call) -> dict[str, Any]:
-        """generation_info of one answer. Raises SpecRouterTimeoutError."""
-        if completion.finish_reason is FinishReason.TIMEOUT:
-            raise SpecRouterTimeoutError(
-                f"the answer was not complete after timeout={call.options.get('timeout')} s", completion.text
-            )
+        """generation_info of one answer. Raises SpecRouterTimeoutError, SpecRouterCancelledError."""
+        check_whole(completion.finish_reason, completion.text, call.options.get("timeout"))
         told, _ = Statistics(self.stats, ("response_metadata",)).report(completion, call.model)
         counts = usage(completion)
         names = ("input_tokens", "output_tokens", "total_tokens")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
+
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.language_models import BaseLanguageModel
 
-from langchain_specrouter import ChatSpecRouter, SpecRouterLLM
+from langchain_specrouter import ChatSpecRouter, SpecRouterCancelledError, SpecRouterLLM
 
 QUESTION = "go<|assistant|>"  # a text model is scripted to answer behind this mark
 ANSWER = " ".join(map(str, range(400)))
@@ -71,3 +75,42 @@ def test_engines_of_the_same_name_do_not_share_answers(engine, tools, cls):
     before = engine.stats
     assert text_of(cls(engine=engine, max_tokens=5, cache=cache)) == first
     assert engine.stats == before
+
+
+# ---------------------------------------------------------------- answers that were cut off
+
+
+def closed_soon(engine) -> None:
+    """Another thread closes the engine as soon as it has committed a few tokens."""
+
+    def close():
+        end = time.monotonic() + 20
+        while engine.stats.num_committed_tokens < 5 and time.monotonic() < end:
+            time.sleep(0.002)
+        engine.close()
+
+    threading.Thread(target=close).start()
+
+
+@BOTH
+@pytest.mark.parametrize("how", ["invoke", "stream", "ainvoke", "astream"])
+async def test_an_answer_that_others_cut_off_is_an_error(engine, cls, how):
+    """And is not cached as if it were whole."""
+    cache = InMemoryCache()
+    model = cls(engine=engine, max_tokens=1000, cache=cache)
+
+    async def astream():
+        return [chunk async for chunk in model.astream(QUESTION)]
+
+    calls = {
+        "invoke": lambda: asyncio.to_thread(model.invoke, QUESTION),
+        "stream": lambda: asyncio.to_thread(lambda: list(model.stream(QUESTION))),
+        "ainvoke": lambda: model.ainvoke(QUESTION),
+        "astream": astream,
+    }
+    closed_soon(engine)
+    with pytest.raises(SpecRouterCancelledError, match="engine was closed") as info:
+        await calls[how]()
+    assert info.value.partial
+    assert ANSWER.startswith(info.value.partial)
+    assert not cache._cache
