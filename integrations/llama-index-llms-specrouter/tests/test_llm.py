@@ -13,7 +13,7 @@ import pytest
 from llama_index.core.base.llms.types import ChatMessage, TextBlock, ToolCallBlock
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
 from llama_index.llms.specrouter import SpecRouterLLM
 from specrouter_llm.chat import close_shared, shared_engine
@@ -24,6 +24,10 @@ THINKING_TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'].split('</think>')[-1] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+class Count(RootModel[int]):
+    """Valid wherever it is cut."""
 
 
 @pytest.fixture
@@ -314,6 +318,15 @@ def test_a_timeout_of_a_structured_prediction_is_named(scripted):
     threading.Timer(0.2, gate.set).start()
     with pytest.raises(ValueError, match="timeout passed before the Album was complete"):
         llm.structured_predict(Album, PromptTemplate("An album"))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_structured_prediction_that_others_end_is_no_prediction(scripted, stream):
+    """A number that was cut off is valid JSON, but another number."""
+    llm = scripted("1234567", max_tokens=40, on_step=lambda step: llm.engine.close())
+    prompt = PromptTemplate("Count")
+    with pytest.raises(ValueError, match="cancelled before the Count was complete"):
+        list(llm.stream_structured_predict(Count, prompt)) if stream else llm.structured_predict(Count, prompt)
 
 
 def test_timeout_keeps_what_there_is(scripted):

@@ -145,10 +145,15 @@ def _started(output_cls: type[BaseModel], prompt: BasePromptTemplate, prompt_arg
 
 
 def _ended(output_cls: type[Model], response: ChatResponse) -> Model:
-    """Raises ValueError for an answer that its `timeout` cut off, or that validators of the class refuse."""
-    if isinstance(response.raw, dict) and response.raw["finish_reason"] == "timeout":
+    """Raises ValueError for an answer that was cut off from outside, or that validators of the class refuse."""
+    reason = response.raw["finish_reason"] if isinstance(response.raw, dict) else None
+    if reason == "timeout":
         raise ValueError(
             f"the timeout passed before the {output_cls.__name__} was complete; raise it, or lower max_tokens"
+        )
+    if reason == "cancelled":
+        raise ValueError(
+            f"the request was cancelled before the {output_cls.__name__} was complete, or its engine was closed"
         )
     output = output_cls.model_validate_json(response.message.content or "")
     _dispatcher.event(LLMStructuredPredictEndEvent(output=output))
