@@ -7,6 +7,7 @@ from specrouter_llm.chat.handle import ChatHandle
 from specrouter_llm.chat.report import metadata, usage
 from specrouter_llm.chat.request import ChatRequest
 from specrouter_llm.chat.submission import count_tokens, model_info, submit
+from specrouter_llm.chat.token_report import logprobs
 from specrouter_llm.chat.values import ChatDelta, ChatResult, ModelInfo, ToolCall, ToolCallDelta
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ToolCallDelta",
     "close_shared",
     "count_tokens",
+    "logprobs",
     "metadata",
     "model_info",
     "shared_engine",

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from langchain_core.language_models import ModelProfile
 
     from specrouter_llm import SpecRouter
+    from specrouter_llm.text.tokenizer import Tokenizer
 
 _CHAT_ARGUMENTS = frozenset(
     {"tools", "tool_choice", "parallel_tool_calls", "response_format", "template_kwargs", "stats"}
@@ -128,11 +129,13 @@ class ChatSpecRouter(ConcurrentRuns, SpecRouterSettings, BaseChatModel):
     ) -> ChatResult:
         call = self._chat_call(stop, kwargs)
         stats = self._statistics(call)
-        with core_errors(), self._submit(messages, call) as handle:
-            results = handle.result()
+        with core_errors():
+            handle, tokenizer = self._submit(messages, call)
+            with handle:
+                results = handle.result()
         for result in results:
             stats.dispatch(result.completion, call.model)
-        return _chat_result(results, call, stats)
+        return _chat_result(results, call, stats, tokenizer)
 
     async def _agenerate(
         self,
@@ -143,11 +146,13 @@ class ChatSpecRouter(ConcurrentRuns, SpecRouterSettings, BaseChatModel):
     ) -> ChatResult:
         call = self._chat_call(stop, kwargs)
         stats = self._statistics(call)
-        with core_errors(), await asyncio.to_thread(self._submit, messages, call) as handle:
-            results = await handle.aresult()
+        with core_errors():
+            handle, tokenizer = await asyncio.to_thread(self._submit, messages, call)
+            with handle:
+                results = await handle.aresult()
         for result in results:
             await stats.adispatch(result.completion, call.model)
-        return _chat_result(results, call, stats)
+        return _chat_result(results, call, stats, tokenizer)
 
     def _stream(
         self,
@@ -158,15 +163,17 @@ class ChatSpecRouter(ConcurrentRuns, SpecRouterSettings, BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         call = self._chat_call(stop, kwargs, streaming=True)
         stats = self._statistics(call)
-        with core_errors(), self._submit(messages, call) as handle:  # leaving cancels
-            for delta in handle:
-                if chunk := delta_chunk(delta):
-                    if run_manager is not None:
-                        run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                    yield chunk
-            result = handle.result()[0]
+        with core_errors():
+            handle, tokenizer = self._submit(messages, call)
+            with handle:  # leaving cancels
+                for delta in handle:
+                    if chunk := delta_chunk(delta):
+                        if run_manager is not None:
+                            run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                        yield chunk
+                result = handle.result()[0]
         stats.dispatch(result.completion, call.model)
-        chunk = _last_chunk(result, call, stats)
+        chunk = _last_chunk(result, call, stats, tokenizer)
         if run_manager is not None:
             run_manager.on_llm_new_token("", chunk=chunk)
         yield chunk
@@ -180,15 +187,17 @@ class ChatSpecRouter(ConcurrentRuns, SpecRouterSettings, BaseChatModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         call = self._chat_call(stop, kwargs, streaming=True)
         stats = self._statistics(call)
-        with core_errors(), await asyncio.to_thread(self._submit, messages, call) as handle:
-            async for delta in handle:
-                if chunk := delta_chunk(delta):
-                    if run_manager is not None:
-                        await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                    yield chunk
-            result = (await handle.aresult())[0]
+        with core_errors():
+            handle, tokenizer = await asyncio.to_thread(self._submit, messages, call)
+            with handle:
+                async for delta in handle:
+                    if chunk := delta_chunk(delta):
+                        if run_manager is not None:
+                            await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                        yield chunk
+                result = (await handle.aresult())[0]
         await stats.adispatch(result.completion, call.model)
-        chunk = _last_chunk(result, call, stats)
+        chunk = _last_chunk(result, call, stats, tokenizer)
         if run_manager is not None:
             await run_manager.on_llm_new_token("", chunk=chunk)
         yield chunk
@@ -205,11 +214,15 @@ class ChatSpecRouter(ConcurrentRuns, SpecRouterSettings, BaseChatModel):
     def _statistics(self, call: Call) -> Statistics:
         return Statistics.of(call.other.get("stats", self.stats), self.stats_sinks, call.options)
 
-    def _submit(self, messages: Sequence[BaseMessage], call: Call) -> chat.ChatHandle:
-        """Queues one chat. May load the model and compile a grammar, so async callers run it in a thread."""
+    def _submit(self, messages: Sequence[BaseMessage], call: Call) -> tuple[chat.ChatHandle, Tokenizer | None]:
+        """Queues one chat; (its handle, its engine's tokenizer).
+
+        May load the model and compile a grammar, so async callers run it in a thread.
+        """
         with core_errors():
             request = self._request(messages, call)
-            return chat.submit(self._engine_of(call.model, call.drafts), request)
+            engine = self._engine_of(call.model, call.drafts)
+            return chat.submit(engine, request), engine.tokenizer
 
     def _request(self, messages: Sequence[BaseMessage], call: Call) -> chat.ChatRequest:
         tools = to_tools(call.other.get("tools", ()))
@@ -296,17 +309,25 @@ class ChatSpecRouter(ConcurrentRuns, SpecRouterSettings, BaseChatModel):
         return with_raw(model, parser) if include_raw else model | parser
 
 
-def _chat_result(results: Sequence[chat.ChatResult], call: Call, stats: Statistics) -> ChatResult:
+def _chat_result(
+    results: Sequence[chat.ChatResult], call: Call, stats: Statistics, tokenizer: Tokenizer | None
+) -> ChatResult:
     """Raises SpecRouterTimeoutError, SpecRouterCancelledError."""
-    return ChatResult(generations=[generation(result, *_reported(result, call, stats)) for result in results])
+    return ChatResult(
+        generations=[generation(result, *_reported(result, call, stats, tokenizer)) for result in results]
+    )
 
 
-def _last_chunk(result: chat.ChatResult, call: Call, stats: Statistics) -> ChatGenerationChunk:
+def _last_chunk(
+    result: chat.ChatResult, call: Call, stats: Statistics, tokenizer: Tokenizer | None
+) -> ChatGenerationChunk:
     """Raises SpecRouterTimeoutError, SpecRouterCancelledError."""
-    return last_chunk(result, *_reported(result, call, stats))
+    return last_chunk(result, *_reported(result, call, stats, tokenizer))
 
 
-def _reported(result: chat.ChatResult, call: Call, stats: Statistics) -> tuple[dict[str, Any], dict[str, Any]]:
+def _reported(
+    result: chat.ChatResult, call: Call, stats: Statistics, tokenizer: Tokenizer | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """(response_metadata, additional_kwargs) of an answer that is whole."""
     check_whole(result.finish_reason, result.content, call.options.get("timeout"))
-    return stats.report(result.completion, call.model, result.finish_reason)
+    return stats.report(result.completion, call.model, tokenizer, result.finish_reason)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun, Callbacks
 from langchain_core.language_models import BaseLLM, LangSmithParams
@@ -20,6 +20,9 @@ from langchain_specrouter.settings import PROVIDER, Call, SpecRouterSettings
 from langchain_specrouter.statistics import Statistics
 from specrouter_llm import Completion
 from specrouter_llm.chat import usage
+
+if TYPE_CHECKING:
+    from specrouter_llm.text.tokenizer import Tokenizer
 
 _AnyCallbacks: TypeAlias = "Callbacks | list[Callbacks]"
 _OF_RUNS = frozenset({"tags", "metadata", "run_name", "run_id"})
@@ -82,7 +85,7 @@ class SpecRouterLLM(SpecRouterSettings, BaseLLM):
         with core_errors():
             engine = self._engine_of(call.model, call.drafts)
             completions = engine.generate(prompts, call.params, **call.options)
-            return self._result(completions, len(prompts), call)
+            return self._result(completions, len(prompts), call, engine.tokenizer)
 
     async def _agenerate(
         self,
@@ -95,7 +98,7 @@ class SpecRouterLLM(SpecRouterSettings, BaseLLM):
         with core_errors():
             engine = await asyncio.to_thread(self._engine_of, call.model, call.drafts)
             completions = await engine.agenerate(prompts, call.params, **call.options)
-            return self._result(completions, len(prompts), call)
+            return self._result(completions, len(prompts), call, engine.tokenizer)
 
     def _stream(
         self,
@@ -114,7 +117,7 @@ class SpecRouterLLM(SpecRouterSettings, BaseLLM):
                         run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
                 completion = handle.result()[0]
-        yield GenerationChunk(text="", generation_info=self._info(completion, call))
+        yield GenerationChunk(text="", generation_info=self._info(completion, call, engine.tokenizer))
 
     async def _astream(
         self,
@@ -134,7 +137,7 @@ class SpecRouterLLM(SpecRouterSettings, BaseLLM):
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
                 completion = (await handle.aresult())[0]
-        yield GenerationChunk(text="", generation_info=self._info(completion, call))
+        yield GenerationChunk(text="", generation_info=self._info(completion, call, engine.tokenizer))
 
     def _stream_call(self, stop: Sequence[str] | None, kwargs: dict[str, Any]) -> Call:
         """Raises SpecRouterInvalidRequestError."""
@@ -143,22 +146,24 @@ class SpecRouterLLM(SpecRouterSettings, BaseLLM):
             raise SpecRouterInvalidRequestError("a stream has one answer: call generate() for n > 1")
         return call
 
-    def _result(self, completions: Sequence[Completion], num_prompts: int, call: Call) -> LLMResult:
+    def _result(
+        self, completions: Sequence[Completion], num_prompts: int, call: Call, tokenizer: Tokenizer | None
+    ) -> LLMResult:
         """Raises the first request's error, SpecRouterTimeoutError or SpecRouterCancelledError."""
         generations: list[list[Generation]] = [[] for _ in range(num_prompts)]
         for completion in completions:
             completion.raise_for_error()
-            info = self._info(completion, call)
+            info = self._info(completion, call, tokenizer)
             generations[completion.prompt_index].append(Generation(text=completion.text, generation_info=info))
         return LLMResult(
             generations=[list(answers) for answers in generations],  # typed as the wider lists that LLMResult may hold
             llm_output={"token_usage": token_usage(completions), "model_name": call.model},
         )
 
-    def _info(self, completion: Completion, call: Call) -> dict[str, Any]:
+    def _info(self, completion: Completion, call: Call, tokenizer: Tokenizer | None) -> dict[str, Any]:
         """generation_info of one answer. Raises SpecRouterTimeoutError, SpecRouterCancelledError."""
         check_whole(completion.finish_reason, completion.text, call.options.get("timeout"))
-        told, _ = Statistics(self.stats, ("response_metadata",)).report(completion, call.model)
+        told, _ = Statistics(self.stats, ("response_metadata",)).report(completion, call.model, tokenizer)
         counts = usage(completion)
         names = ("input_tokens", "output_tokens", "total_tokens")
         return {**told, "usage_metadata": {name: counts[name] for name in names}}

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
 
 from langchain_specrouter.errors import SpecRouterInvalidRequestError
 from specrouter_llm import Completion, StepInfo
-from specrouter_llm.chat import metadata
+from specrouter_llm.chat import logprobs, metadata
+
+if TYPE_CHECKING:
+    from specrouter_llm.text.tokenizer import Tokenizer
 
 StatsLevel: TypeAlias = Literal["off", "summary", "detailed"]
 StatsSink: TypeAlias = Literal["response_metadata", "additional_kwargs", "custom_event"]
@@ -65,10 +68,12 @@ class Statistics:
         return cls(level, sinks, steps)
 
     def report(
-        self, completion: Completion, model: str, finish_reason: str | None = None
+        self, completion: Completion, model: str, tokenizer: Tokenizer | None, finish_reason: str | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(response_metadata, additional_kwargs) of one answer."""
+        """(response_metadata, additional_kwargs) of one answer; `tokenizer` spells its tokens where logprobs are wanted."""
         told = metadata(completion, model, finish_reason=finish_reason)
+        if (likely := logprobs(completion, tokenizer)) is not None:
+            told["logprobs"] = likely
         speculation, timings = told.pop(SPECULATION), told.pop("timings")
         if self.level == "off":
             return told, {}

@@ -26,7 +26,7 @@ def test_cancelled_while_it_starts():
 
     def submit():
         loading.wait(30)
-        return handle
+        return handle, None
 
     async def leave():
         task = asyncio.create_task(Call(submit, lambda result: {}).astart())
@@ -43,7 +43,7 @@ def test_cancelled_while_it_starts():
 
 def test_a_call_that_never_started():
     """There is nothing to cancel."""
-    Call(lambda: Handle(), lambda result: {}).cancel()
+    Call(lambda: (Handle(), None), lambda result: {}).cancel()
 
 
 def test_an_error_at_the_start_is_raised_there():

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
 
     from specrouter_llm import SpecRouter
+    from specrouter_llm.text.tokenizer import Tokenizer
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -298,27 +299,34 @@ class SpecRouterLLM(StructuredPredictionLLM):
             prompt, formatted = self.completion_to_prompt(prompt), True
         return self._call(partial(self._submit_prompt, prompt, formatted), kwargs)
 
-    def _call(self, submit: Callable[[Arguments], AnswerHandle], kwargs: dict[str, Any]) -> Call:
+    def _call(self, submit: Callable[[Arguments, SpecRouter], AnswerHandle], kwargs: dict[str, Any]) -> Call:
         arguments = self._arguments(kwargs)
         log = None
         if self.stats == "detailed":
             log = arguments.options["on_step"] = StepLog(arguments.options.get("on_step"))
         one_call = arguments.chat.get("parallel_tool_calls") is False
-        return Call(partial(submit, arguments), partial(self._raw, log=log), one_tool_call=one_call)
 
-    def _submit_chat(self, messages: Sequence[Mapping[str, Any]], arguments: Arguments) -> AnswerHandle:
+        def start() -> tuple[AnswerHandle, Tokenizer | None]:
+            engine = self.engine
+            return submit(arguments, engine), engine.tokenizer
+
+        return Call(start, partial(self._raw, log=log), one_tool_call=one_call)
+
+    def _submit_chat(
+        self, messages: Sequence[Mapping[str, Any]], arguments: Arguments, engine: SpecRouter
+    ) -> AnswerHandle:
         request = ChatRequest(messages=messages, params=arguments.params, options=arguments.options, **arguments.chat)
-        return submit_chat(self.engine, request)
+        return submit_chat(engine, request)
 
-    def _submit_prompt(self, prompt: str, formatted: bool, arguments: Arguments) -> AnswerHandle:
-        if not formatted and _has_template(self.engine):
-            return self._submit_chat([{"role": "user", "content": prompt}], arguments)
+    def _submit_prompt(self, prompt: str, formatted: bool, arguments: Arguments, engine: SpecRouter) -> AnswerHandle:
+        if not formatted and _has_template(engine):
+            return self._submit_chat([{"role": "user", "content": prompt}], arguments, engine)
         in_chat_only = arguments.chat.keys() - {"template_kwargs"}
         if in_chat_only:
             raise InvalidParameterError(
                 f"{', '.join(sorted(in_chat_only))}: not with a raw prompt; use a chat endpoint"
             )
-        return TextHandle(self.engine.submit(prompt, arguments.params, **arguments.options))
+        return TextHandle(engine.submit(prompt, arguments.params, **arguments.options))
 
     def _raw(self, result: ChatResult, log: StepLog | None) -> dict[str, Any]:
         raw = raw_dict(result, self.model)

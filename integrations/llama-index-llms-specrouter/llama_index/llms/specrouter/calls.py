@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from llama_index.core.base.llms.types import ChatResponse
 
-from llama_index.llms.specrouter.responses import Answer, final_response, first_call_only
+from llama_index.llms.specrouter.responses import Answer, final_response, first_call_only, token_logprobs
 from specrouter_llm.chat import ChatDelta, ChatResult
 from specrouter_llm.engine.handle import Handle
 from specrouter_llm.types import Completion, Delta
 
+if TYPE_CHECKING:
+    from specrouter_llm.text.tokenizer import Tokenizer
+
 R = TypeVar("R")
 Report = Callable[[ChatResult], dict[str, Any]]
+Submit: TypeAlias = "Callable[[], tuple[AnswerHandle, Tokenizer | None]]"
+"""Gives the request's handle, and what its engine spells tokens with."""
 
 
 class AnswerHandle(Protocol):
@@ -34,12 +39,13 @@ class Call:
     handlers may keep it alive, so its own `finally` comes late or never. The guard is outside of the callbacks.
     """
 
-    def __init__(self, submit: Callable[[], AnswerHandle], report: Report, *, one_tool_call: bool = False) -> None:
+    def __init__(self, submit: Submit, report: Report, *, one_tool_call: bool = False) -> None:
         """`submit` queues the request; `report` makes the `raw` of its final response; `one_tool_call` drops others."""
         self._submit = submit
         self._report = report
         self._one_tool_call = one_tool_call
         self._handle: AnswerHandle | None = None
+        self._tokenizer: Tokenizer | None = None
         self._abandoned = False
 
     @property
@@ -49,7 +55,7 @@ class Call:
 
     def start(self) -> Call:
         """Loads the engine if need be and queues the request. Raises what the engine raises."""
-        self._handle = self._submit()
+        self._handle, self._tokenizer = self._submit()
         if self._abandoned:
             self.cancel()
         return self
@@ -113,7 +119,8 @@ class Call:
             await responses.aclose()
 
     def _final(self, results: list[ChatResult], last: ChatResponse | None = None) -> ChatResponse:
-        return final_response(results[0], self._report(results[0]), last)
+        (result,) = results
+        return final_response(result, self._report(result), token_logprobs(result, self._tokenizer), last)
 
     def _limited(self, response: ChatResponse) -> ChatResponse:
         return first_call_only(response) if self._one_tool_call else response

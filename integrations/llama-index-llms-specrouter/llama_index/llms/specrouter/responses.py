@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
     CompletionResponse,
     ContentBlock,
+    LogProb,
     MessageRole,
     TextBlock,
     ThinkingBlock,
@@ -21,6 +22,9 @@ from llama_index.core.llms.utils import parse_partial_json
 
 from llama_index.llms.specrouter.messages import openai_call
 from specrouter_llm import chat
+
+if TYPE_CHECKING:
+    from specrouter_llm.text.tokenizer import Tokenizer
 
 
 class Answer:
@@ -49,14 +53,26 @@ class Answer:
         )
 
 
-def final_response(result: chat.ChatResult, raw: dict[str, Any], last: ChatResponse | None = None) -> ChatResponse:
+def final_response(
+    result: chat.ChatResult,
+    raw: dict[str, Any],
+    logprobs: list[list[LogProb]] | None = None,
+    last: ChatResponse | None = None,
+) -> ChatResponse:
     """The whole answer, with the delta of the `last` piece if it was streamed."""
     return ChatResponse(
         message=_message(result.content, result.reasoning, result.tool_calls, result.reasoning_tokens),
         delta=None if last is None else last.delta,
         additional_kwargs={} if last is None else last.additional_kwargs,
         raw=raw,
+        logprobs=logprobs,
     )
+
+
+def token_logprobs(result: chat.ChatResult, tokenizer: Tokenizer | None) -> list[list[LogProb]] | None:
+    """For each token of the answer its own, then those of the likeliest others; None unless they were asked for."""
+    told = chat.logprobs(result.completion, tokenizer)
+    return None if told is None else [_own_first(entry) for entry in told["content"]]
 
 
 def as_completion(response: ChatResponse) -> CompletionResponse:
@@ -65,6 +81,7 @@ def as_completion(response: ChatResponse) -> CompletionResponse:
         text=response.message.content or "",
         delta=response.delta,
         raw=response.raw,
+        logprobs=response.logprobs,
         additional_kwargs=response.additional_kwargs,
     )
 
@@ -127,6 +144,14 @@ def malformed_calls(message: ChatMessage) -> dict[str | None, str]:
     """What is wrong with each malformed call, by id."""
     calls = message.additional_kwargs.get("tool_calls", ())
     return {call["id"]: call["error"] for call in calls if call.get("error")}
+
+
+def _own_first(entry: Mapping[str, Any]) -> list[LogProb]:
+    own, *likeliest = (
+        LogProb(token=told["token"], logprob=told["logprob"], bytes=told["bytes"])
+        for told in (entry, *entry["top_logprobs"])
+    )
+    return [own, *(other for other in likeliest if other != own)]
 
 
 def _message(
