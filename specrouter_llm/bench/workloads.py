@@ -73,12 +73,26 @@ def read_prompts(source: str | Path, limit: int) -> list[TextPrompt]:
         InvalidParameterError: no such file, or nothing usable in it.
     """
     file, category = _located(source)
-    lines = (line for line in file.read_text(encoding="utf-8").split("\n") if line.strip())
+    lines = (line for line in read_text(file).split("\n") if line.strip())
     found = (_prompt_of(line, file.suffix.lower(), category) for line in lines)
     prompts: list[TextPrompt] = list(itertools.islice((text for text in found if text), limit))
     if not prompts:
         raise InvalidParameterError(f"{source} holds no prompts")
     return prompts
+
+
+def read_text(file: Path) -> str:
+    """All of a text file.
+
+    Raises:
+        InvalidParameterError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidParameterError(f"{file} is not UTF-8 text ({error}): convert it, or give another file") from None
+    except OSError as error:
+        raise InvalidParameterError(f"{file} cannot be read: {error.strerror or error}") from None
 
 
 def _located(source: str | Path, hint: str = "") -> tuple[Path, str]:

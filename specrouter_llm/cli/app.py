@@ -18,7 +18,7 @@ from specrouter_llm.cli.arguments import (
     Windows,
 )
 from specrouter_llm.cli.expanded import expanded
-from specrouter_llm.cli.options import PoolOptions, split
+from specrouter_llm.cli.options import PoolOptions, numbers, split
 
 DEMO_POOL = PoolOptions()
 
@@ -68,7 +68,7 @@ def generate(
         prompt,
         pool,
         chain=split(chain),
-        windows=[int(window) for window in split(windows) or []] or None,
+        windows=numbers(windows, "--windows"),
         speculation=speculation,
         raw=raw,
         system=system,
@@ -120,7 +120,7 @@ def chat(
         system=system,
         policy=policy,
         chain=split(chain),
-        windows=[int(window) for window in split(windows) or []] or None,
+        windows=numbers(windows, "--windows"),
         sampling={"max_tokens": max_tokens, "temperature": temperature, "seed": seed},
     )
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from specrouter_llm.bench.workloads import read_text
 from specrouter_llm.cli.options import PoolOptions
 from specrouter_llm.types import Completion
 
@@ -28,7 +29,7 @@ def run(
 ) -> None:
     """Streams the answer to stdout and its statistics to stderr."""
     text = sys.stdin.read() if prompt == "-" else prompt
-    sources = [path.read_text(encoding="utf-8") for path in documents]
+    sources = [read_text(path) for path in documents]
     policy = "adaptive" if chain is None and speculation else "off"  # else there is nothing to measure models for
     with pool.engine(progress=not as_json and sys.stderr.isatty(), max_batch=1, policy=policy) as engine:
         plain = raw or engine.tokenizer is None or engine.tokenizer.chat_template is None

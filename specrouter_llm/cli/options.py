@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from specrouter_llm.cli.arguments import Budget, Device, Drafts, Dtype, Target, Widen
+from specrouter_llm.errors import InvalidParameterError
 
 if TYPE_CHECKING:
     from specrouter_llm.config import ModelSource
@@ -16,6 +17,20 @@ if TYPE_CHECKING:
 def split(text: str | None) -> list[str] | None:
     """The parts of a comma-separated option."""
     return [part.strip() for part in text.split(",") if part.strip()] if text else None
+
+
+def numbers(text: str | None, option: str) -> list[int] | None:
+    """The parts of a comma-separated option as whole numbers.
+
+    Raises:
+        InvalidParameterError: one of them is none; the message names the option.
+    """
+    try:
+        return [int(part) for part in split(text) or []] or None
+    except ValueError:
+        raise InvalidParameterError(
+            f"{option} takes whole numbers separated by commas, such as 8,4, got {text!r}"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,9 @@ def test_generate_prints_json_for_scripts(specrouter):
         (("generate", "x", "--target", "no/such/folder"), "no/such/folder"),
         (("generate", ""), "prompt is empty"),
         (("verify", "--prompts", "missing.jsonl"), "there is no prompt file missing.jsonl"),
+        (("generate", "x", "--document", "missing.txt"), "missing.txt cannot be read: No such file"),
+        (("generate", "x", "--windows", "a,b"), "--windows takes whole numbers separated by commas"),
+        (("chat", "--windows", "4,4.5"), "--windows takes whole numbers separated by commas"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_status_2(specrouter, arguments, words):
@@ -69,6 +72,23 @@ def test_bad_input_is_one_clear_line_and_status_2(specrouter, arguments, words):
     assert status == 2
     assert words in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [("generate", "x", "--document"), ("verify", "--prompts")])
+def test_a_file_of_bytes_is_refused(specrouter, tmp_path, arguments):
+    """Texts are UTF-8; the message names the file that is not."""
+    file = tmp_path / "latin.txt"
+    file.write_bytes("caf\u00e9".encode("latin-1"))
+    status, _, err = specrouter(*arguments, str(file))
+    assert status == 2
+    assert f"error: {file} is not UTF-8 text" in err
+
+
+def test_a_folder_is_no_document(specrouter, tmp_path):
+    """It is named, and nothing is loaded."""
+    status, _, err = specrouter("generate", "x", "--document", str(tmp_path))
+    assert status == 2
+    assert f"error: {tmp_path} cannot be read" in err
 
 
 def test_verify_compares_every_chain(specrouter, tmp_path):
