@@ -64,6 +64,7 @@ def test_generate_prints_json_for_scripts(specrouter):
         (("generate", "x", "--document", "missing.txt"), "missing.txt cannot be read: No such file"),
         (("generate", "x", "--windows", "a,b"), "--windows takes whole numbers separated by commas"),
         (("chat", "--windows", "4,4.5"), "--windows takes whole numbers separated by commas"),
+        (("generate", "x", "--device", "cuda:77"), "device 'cuda:77' is not there"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_status_2(specrouter, arguments, words):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from specrouter_llm.config import ModelSpec
-from specrouter_llm.errors import EngineClosedError, InvalidParameterError
+from specrouter_llm.errors import EngineClosedError, InvalidParameterError, ModelLoadError
 from specrouter_llm.pool import ModelPool
 from specrouter_llm.pool.placement import place
 
@@ -128,6 +128,16 @@ def test_placement():
     assert devices(three, 2, device_map="auto") == ["auto"] * 3
     assert devices(three, 2, device_map={"model": 0, "lm_head": 1})[1:] == ["cuda:1", "cuda:1"]
     assert devices([ModelSpec("a", device="cpu"), ModelSpec("b", device_map="auto")], 2) == ["cpu", "auto"]
+
+
+@pytest.mark.parametrize(("num_cuda", "device"), [(0, "cuda"), (0, "cuda:0"), (2, "cuda:2")])
+def test_a_device_that_is_not_there_is_refused(num_cuda, device):
+    """Before its memory is asked for, whether the call or the spec named it; the message counts those that are there."""
+    message = f"device '{device}' is not there: torch finds {num_cuda} CUDA devices"
+    with pytest.raises(ModelLoadError, match=message):
+        place([ModelSpec("a")], device, None, num_cuda)
+    with pytest.raises(ModelLoadError, match=message):
+        place([ModelSpec("a"), ModelSpec("b", device=device)], None, None, num_cuda)
 
 
 def test_one_bar_and_only_if_wanted(save_model, capfd):
