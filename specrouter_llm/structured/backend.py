@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from specrouter_llm.errors import InvalidParameterError, MissingDependencyError, UnsupportedSchemaError
 from specrouter_llm.sampling.structured import StructuredOutput
+from specrouter_llm.structured.bounds import kept_by_backend
 from specrouter_llm.structured.matcher import MatcherError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 _UNSUPPORTED = re.compile(r"unimplemented|unknown format|not supported", re.IGNORECASE)
+_SCHEMA = "structured.json_schema"
 
 
 class LlguidanceMatcher:
@@ -132,7 +134,8 @@ def check_schema(schema: Mapping[str, Any], name: str) -> None:
         MissingDependencyError: llguidance is not installed.
     """
     matcher = _llguidance().LLMatcher
-    failed, messages = matcher.validate_grammar_with_warnings(matcher.grammar_from_json_schema(json.dumps(schema)))
+    grammar = matcher.grammar_from_json_schema(json.dumps(kept_by_backend(schema, name)))
+    failed, messages = matcher.validate_grammar_with_warnings(grammar)
     if failed:
         raise _refused_schema(name, "; ".join(messages))
 
@@ -149,7 +152,7 @@ def _llguidance() -> Any:
 
 def _guided(spec: StructuredOutput) -> dict[str, Any]:
     """The schema with what the backend is to know about whitespace."""
-    schema = dict(spec.json_schema or {})
+    schema = kept_by_backend(spec.json_schema or {}, _SCHEMA)
     return {**schema, "x-guidance": {**schema.get("x-guidance", {}), "whitespace_flexible": spec.whitespace}}
 
 
@@ -168,7 +171,7 @@ def _refusal(spec: StructuredOutput, message: str) -> InvalidParameterError:
     if spec.json_schema is None:
         kind = next(name for name in ("regex", "lark", "choice") if getattr(spec, name) is not None)
         return InvalidParameterError(f"structured.{kind} cannot be compiled: {first}")
-    return _refused_schema("structured.json_schema", first)
+    return _refused_schema(_SCHEMA, first)
 
 
 def _refused_schema(name: str, message: str) -> InvalidParameterError:
