@@ -17,7 +17,7 @@ from specrouter_llm.structured.bounds import kept_by_backend
 from specrouter_llm.structured.matcher import MatcherError
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, LLTokenizer
 
 _UNSUPPORTED = re.compile(r"unimplemented|unknown format|not supported", re.IGNORECASE)
 _SCHEMA = "structured.json_schema"
@@ -87,6 +87,7 @@ class LlguidanceBackend:
         num_tokens = max(_largest_id(json.loads(tokenizer_json)) + 1, vocab_size)
         self.eos_ids = sorted(eos_ids)
         self._tokenizer = llguidance.LLTokenizer(tokenizer_json, n_vocab=num_tokens, eos_token=self.eos_ids)
+        self._plain = _plain_tokenizer(self._tokenizer, tokenizer_json)
         self.texts = [
             b"" if self._tokenizer.is_special_token(i) else self._tokenizer.decode_bytes([i]) for i in range(vocab_size)
         ]
@@ -109,10 +110,49 @@ class LlguidanceBackend:
             UnsupportedSchemaError: a JSON schema says something that cannot be enforced.
             InvalidParameterError: the grammar is wrong; the message is the backend's.
         """
-        matcher = _llguidance().LLMatcher(self._tokenizer, _grammar(spec), log_level=0)
+        matcher = _llguidance().LLMatcher(self._plain, _grammar(spec), log_level=0)
         if matcher.is_error():
             raise _refusal(spec, matcher.get_error())
         return LlguidanceMatcher(matcher, self.eos_ids[0])
+
+
+class _Words:
+    """A tokenizer, as llguidance wants one from Python, that finds no special tokens in a text: it spells their names."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: LLTokenizer, speller: LLTokenizer) -> None:
+        """`speller` writes texts with tokens of `tokenizer`."""
+        self.eos_token_id = tokenizer.eos_token
+        self.tokens = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]
+        self.special_token_ids = [i for i in range(tokenizer.vocab_size) if tokenizer.is_special_token(i)]
+        self._tokenizer = tokenizer
+        self._speller = speller
+
+    def __call__(self, text: bytes) -> list[int]:
+        ids: list[int] = self._speller.tokenize_bytes(text)
+        if any(map(self._tokenizer.is_special_token, ids)):  # merges may lead to one, too
+            ids = self._tokenizer.greedy_tokenize(text.decode())
+        return ids
+
+
+def _plain_tokenizer(tokenizer: LLTokenizer, tokenizer_json: str) -> LLTokenizer:
+    """The tokenizer for matchers: where a grammar asks for the text of a special token's name it takes ordinary tokens.
+
+    A matcher that is told by its tokenizer that the special token writes the text allows nothing else there, and does
+    not take it either.
+    """
+    if not tokenizer.is_canonical:  # then nothing is asked of it, and must not be
+        return tokenizer
+    llguidance = _llguidance()
+    known = json.loads(tokenizer_json)
+    known["added_tokens"] = [
+        token for token in known.get("added_tokens", ()) if not tokenizer.is_special_token(token["id"])
+    ]
+    speller = llguidance.LLTokenizer(json.dumps(known), n_vocab=tokenizer.vocab_size, eos_token=tokenizer.eos_tokens)
+    words = llguidance.TokenizerWrapper(_Words(tokenizer, speller))
+    plain: LLTokenizer = llguidance.LLTokenizer(words, n_vocab=tokenizer.vocab_size, eos_token=tokenizer.eos_tokens)
+    return plain
 
 
 def _grammar(spec: StructuredOutput) -> str:
@@ -157,7 +197,12 @@ def _guided(spec: StructuredOutput) -> dict[str, Any]:
 
 
 def _alternatives(spec: StructuredOutput) -> str:
-    return "start: " + " | ".join(json.dumps(option, ensure_ascii=False) for option in spec.choice or ())
+    return "start: " + " | ".join(literal(option) for option in spec.choice or ())
+
+
+def literal(text: str) -> str:
+    """A text as a literal of a Lark grammar, whose lexer takes no control characters: JSON escapes all but DEL."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f")
 
 
 def _largest_id(tokenizer: dict[str, Any]) -> int:

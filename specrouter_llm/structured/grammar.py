@@ -92,7 +92,8 @@ class Grammar:
         """Raises InvalidParameterError if no valid output of at most this many tokens is known."""
         if self._body is None or self.shortest is None:
             raise InvalidParameterError(
-                f"structured: no output of at most {_LONGEST_CLOSING} tokens that satisfies the grammar was found"
+                f"structured: no output of at most {_LONGEST_CLOSING} tokens that satisfies the grammar was found: it is too "
+                "long, or holds characters that no ordinary token of this model writes"
             )
         if len(self.shortest) > max_output:
             raise InvalidParameterError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from specrouter_llm.errors import InvalidParameterError, MissingDependencyError, UnsupportedSchemaError
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.sampling.structured import StructuredOutput
+from specrouter_llm.structured.backend import LlguidanceMatcher
 from specrouter_llm.structured.grammar import GrammarCompiler
 
 
@@ -89,6 +91,67 @@ def test_what_the_engine_lacks_is_named(tools, tokenizer):
             engine.submit([5, 6], structured=long)
         with pytest.raises(InvalidParameterError, match=r"1 tokens are left .* needs at least 3; raise max_tokens"):
             engine.submit([5, 6], structured={"choice": ["(a)", "(the)"]}, max_tokens=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("\x00", "a\x1fb", "\x7f", "\x80\x9f", "\u2028\ufeff\ud7ff\U0001f600", 'a"b', "\\u007f", "\\\x7f", "\r\n\t /"),
+        *("a<tool_call>b", "<|user|>", "</tool_call><|end|>"),
+    ],
+)
+def test_any_text_can_be_a_choice(tools, compiler, text):
+    """Control characters are escaped for the grammar's lexer; names of special tokens are written like other text."""
+    for options in ([text], [text, "ok"]):
+        grammar = compiler.compile(StructuredOutput(choice=options))
+        assert all(grammar.texts[i] for i in grammar.shortest)
+        assert tools.tokenizer.decode(grammar.shortest) in options
+    with tools.engine() as engine:
+        assert engine.generate("x", structured={"choice": [text]})[0].text == text
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ({"regex": "a<tool_call>b"}, "a<tool_call>b"),
+        ({"json_schema": {"enum": ["<|user|>"]}}, '"<|user|>"'),
+        ({"lark": 'start: "</tool_call>" <tool_call>'}, "</tool_call>"),
+    ],
+)
+def test_names_of_special_tokens_are_text(tools, compiler, spec, text):
+    """In every kind of grammar; a Lark grammar that asks for the token gets the token."""
+    grammar = compiler.compile(StructuredOutput(**spec))
+    written, special = (
+        [i for i in grammar.shortest if bool(grammar.texts[i]) == ordinary] for ordinary in (True, False)
+    )
+    assert tools.tokenizer.decode(written) == text
+    assert special == ([tools.tokenizer.added_tokens["<tool_call>"]] if "lark" in spec else [])
+
+
+def test_a_special_token_that_merges_lead_to_is_not_its_name(tokenizer, tools):
+    """Some vocabularies were made of pieces that include the special ones."""
+    changed = json.loads(tokenizer.to_json())
+    vocab, merges = changed["model"]["vocab"], changed["model"]["merges"]
+    ids = {text: vocab.pop(text) for text in ("or", "and")}
+    vocab |= {"<t": ids["or"], "<t>": ids["and"]}
+    merges[:] = [
+        ["<", "t"],
+        ["<t", ">"],
+        *(pair for pair in merges if "".join(pair) in vocab and set(pair) <= set(vocab)),
+    ]
+    changed["added_tokens"].append(changed["added_tokens"][0] | {"id": vocab["<t>"], "content": "<t>"})
+    compiler = GrammarCompiler(lambda: json.dumps(changed), tools.WIDTH, {1})
+    grammar = compiler.compile(StructuredOutput(choice=("a<t>b",)))
+    assert [grammar.texts[i] for i in grammar.shortest] == [b"a", b"<t", b">", b"b"]
+
+
+def test_what_the_vocabulary_cannot_write_is_refused(tokenizer, monkeypatch):
+    """With the likely reasons, and not as an endless search."""
+    monkeypatch.setattr(LlguidanceMatcher, "allowed", lambda self: bytes(513))
+    monkeypatch.setattr(LlguidanceMatcher, "forced", lambda self: [])
+    grammar = GrammarCompiler(tokenizer.to_json, 4104, {1}).compile(StructuredOutput(choice=("a",)))
+    with pytest.raises(InvalidParameterError, match="no ordinary token of this model writes"):
+        grammar.check_budget(10)
 
 
 def test_grammars_are_compiled_once(compiler):
