@@ -14,7 +14,8 @@ from specrouter_llm.chat.tool_formats import ToolFormat
 from specrouter_llm.chat.tools import Tool, closed
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.sampling.structured import StructuredOutput
-from specrouter_llm.structured.backend import check_schema
+from specrouter_llm.structured.backend import check_schema, literal
+from specrouter_llm.structured.bounds import kept_by_backend
 
 Rules = dict[str, str]
 
@@ -29,12 +30,12 @@ def call_rules(tool_format: ToolFormat, tools: Sequence[Tool], token_ids: Mappin
     def marker(text: str) -> list[str]:
         if not text:
             return []
-        return [f"<[{token_ids[text]}]>" if text in token_ids else _quoted(text)]
+        return [f"<[{token_ids[text]}]>" if text in token_ids else literal(text)]
 
     form = tool_format
     begin = [] if form.begin_is_optional else marker(form.begin)
-    gap = [_quoted(form.gap)] if form.gap else []
-    separator = [_quoted(form.separator)] if form.separator else []
+    gap = [literal(form.gap)] if form.gap else []
+    separator = [literal(form.separator)] if form.separator else []
     more = f" ({' '.join([*separator, 'call'])})*" if many and form.layout != "single" else ""
     objects = {f"object_{i}": _object(form, tool, marker(form.name_end)) for i, tool in enumerate(tools)}
     rules = {"object": " | ".join(objects), **objects}
@@ -61,11 +62,12 @@ def check_tool(tool: Tool) -> None:
 def _object(form: ToolFormat, tool: Tool, name_end: list[str]) -> str:
     # The spelling of Python's json.dumps, which is what templates print and models are trained on.
     style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-    arguments = f"%json {json.dumps({'x-guidance': style, **closed(tool.parameters)})}"
+    schema = kept_by_backend(closed(tool.parameters), f"the parameters of tool {tool.name!r}")
+    arguments = f"%json {json.dumps({'x-guidance': style, **schema})}"
     if name_end:
-        return " ".join([_quoted(tool.name), *name_end, arguments])
-    head = f'{{"{form.name_key}": {_quoted(tool.name)}, "{form.arguments_key}": '
-    return f'{_quoted(head)} {arguments} "}}"'
+        return " ".join([literal(tool.name), *name_end, arguments])
+    head = f'{{"{form.name_key}": {json.dumps(tool.name, ensure_ascii=False)}, "{form.arguments_key}": '
+    return f'{literal(head)} {arguments} "}}"'
 
 
 def response_format(given: StructuredOutput | Mapping[str, Any] | None) -> StructuredOutput | None:
@@ -94,11 +96,12 @@ def final_answer(form: StructuredOutput) -> Rules:
         raise InvalidParameterError("a response_format with `after` cannot be combined with tools")
     if form.json_schema is not None:
         style = {"whitespace_flexible": form.whitespace}
-        return {"final": f"%json {json.dumps({'x-guidance': style, **form.json_schema})}"}
+        schema = kept_by_backend(form.json_schema, "the response_format")
+        return {"final": f"%json {json.dumps({'x-guidance': style, **schema})}"}
     if form.regex is not None:
         return {"final": _slashed(form.regex)}
     if form.choice is not None:
-        return {"final": " | ".join(_quoted(text) for text in form.choice)}
+        return {"final": " | ".join(literal(text) for text in form.choice)}
     raise InvalidParameterError(
         "a Lark grammar as response_format cannot be combined with tools: write both into the grammar, or use a JSON schema"
     )
@@ -112,7 +115,3 @@ def grammar(rules: Rules) -> str:
 def _slashed(regex: str) -> str:
     """A regular expression as a literal of the grammar: slashes and line ends that are not escaped yet are."""
     return "/" + re.sub(r"\\.|/|\n", lambda m: {"/": r"\/", "\n": r"\n"}.get(m[0], m[0]), regex, flags=re.DOTALL) + "/"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

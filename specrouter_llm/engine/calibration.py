@@ -78,9 +78,9 @@ class Calibration:
         samples, loops = measure(runners, seconds=seconds, repeats=repeats, progress=progress)
         share = _ROWS_SHARE * seconds / len(runners)
         ratios = {
-            name: _row_ratio(runner, min(rows, ROWS), 2 * repeats - 1, share)
+            name: _row_ratio(runner, count, 2 * repeats - 1, share)
             for name, runner in runners.items()
-            if rows > 1
+            if (count := min(rows, ROWS, runner.context_length)) > 1
         }
         latency = LatencyModel.fit(
             samples,
@@ -221,13 +221,14 @@ def measure(
     forwards: dict[str, Samples] = {}
     loops: dict[str, Samples] = {}
     for runner in runners.values():
-        _forward(runner, min(_FAR_TOKENS, GRID[-1]), _contexts(runner)[-1])
+        _forward(runner, min(_FAR_TOKENS, GRID[-1], runner.context_length), _contexts(runner)[-1])
     deadline = time.perf_counter() + seconds
     with tqdm(runners.items(), desc="Calibrating", unit="model", disable=not progress, leave=False) as bar:
         for done, (name, runner) in enumerate(bar):
             bar.set_postfix_str(name)
             share = (deadline - time.perf_counter()) / (len(runners) - done)
-            if done < len(runners) - 1 and isinstance(runner, LoopingRunner) and _can_loop(runner):
+            fits = done < len(runners) - 1 and runner.context_length >= _LOOPED
+            if fits and isinstance(runner, LoopingRunner) and _can_loop(runner):
                 loops[name] = _measure_one(runner, _loop, (1,), _LOOP_SHARE * share, repeats)
                 share *= 1 - _LOOP_SHARE
             forwards[name] = _measure_one(runner, _forward, _sizes(runner), share, repeats)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from specrouter_llm.config import EngineConfig, ModelSource
+from specrouter_llm.config import EngineConfig, ModelSource, default_name, spec_of
 from specrouter_llm.drafting.proposer import Proposer
 from specrouter_llm.engine.calibration import in_order, pool_runners
 from specrouter_llm.engine.handle import Handle
@@ -47,7 +47,8 @@ class SpecRouter:
     Speculation changes how fast an answer comes, never what it says: the target's choices are what is committed.
 
     Use `from_pretrained`, or give the parts yourself (tests do). All methods may be called from any thread and any event
-    loop. Close the engine, or use it as a context manager, to give the memory back.
+    loop, but not in a process that was forked from the engine's. Close the engine, or use it as a context manager, to give the
+    memory back.
     """
 
     def __init__(
@@ -78,10 +79,7 @@ class SpecRouter:
         self.memory = memory
         """What weights and caches of the pool were summed up to; None for runners of one's own."""
         free = {p.name: p for p in proposers_of(proposers)}
-        if taken := free.keys() & runners.keys():
-            raise InvalidParameterError(
-                f"{min(taken)!r} is a model of the pool and a model-free proposer: give the model another name"
-            )
+        _check_names(runners, free)
         models = [*(name for name in runners if name != target), target]
         self._router = ChainRouter(models, free, policy=policy)
         default = self._router.resolve(self.config.chain, self.config.windows, self.config.speculation or False)
@@ -151,6 +149,8 @@ class SpecRouter:
         """
         settings = _engine_config(config)
         check_policy(policy, settings)
+        names = [default_name(spec_of(source)) for source in (target, *(drafts or ()))]
+        _check_names(names, [proposer.name for proposer in proposers_of(proposers)])
         known = known_calibration(calibration, policy, settings)
         pool = ModelPool.load(
             target,
@@ -260,8 +260,9 @@ class SpecRouter:
             speculation: False decodes plainly; None and True leave it to the engine.
             draft_sources: documents or tool outputs that the answer may quote; only speed depends on them.
             prediction: what the answer is expected to be like; only speed depends on it.
-            timeout: seconds after which the request ends with what it has.
-            on_step: called in the engine's thread after each step of this request.
+            timeout: seconds from now on after which the request ends with what it has.
+            on_step: called in the engine's thread after each step of this request. It may submit and cancel; what waits for the
+                engine (generate, a result, explain) raises ReentrantCallError in it.
             tools, template_kwargs: tool definitions and further variables for the chat template.
             keep_special_tokens: special tokens that the text shall show, such as those that mark tool calls.
 
@@ -387,6 +388,15 @@ def _release(runners: Sequence[Runner], on_close: Callable[[], None] | None) -> 
         runner.close()
     if on_close is not None:
         on_close()
+
+
+def _check_names(models: Iterable[str], proposers: Iterable[str]) -> None:
+    """A chain is a list of names."""
+    if taken := set(models).intersection(proposers):
+        raise InvalidParameterError(
+            f"a model and a model-free proposer are both called {min(taken)!r}: give the model another name, as "
+            "ModelSpec(source, name=...)"
+        )
 
 
 def _engine_config(options: Mapping[str, Any]) -> EngineConfig:

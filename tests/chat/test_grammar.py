@@ -143,6 +143,7 @@ def test_what_is_no_valid_call_is_illegal(machine, kit, text):
         (StructuredOutput(regex="[a-c]/[0-9]"), "b/7"),
         (StructuredOutput(regex=r"[a-c]\/[0-9]"), "b/7"),
         (StructuredOutput(choice=("yes", 'n"o')), 'n"o'),
+        (StructuredOutput(choice=("yes", "\x7f")), "\x7f"),
     ],
 )
 def test_calls_or_a_final_answer(machine, kit, form, text):
@@ -151,6 +152,20 @@ def test_calls_or_a_final_answer(machine, kit, form, text):
     assert machine.accepts(rules, "calls | final", text)
     assert machine.accepts(rules, "calls | final", call)
     assert not machine.accepts(rules, "calls | final", call + text)
+
+
+def test_exclusive_bounds_hold_in_calls_and_in_final_answers(machine):
+    """The backend takes 0 for a number above 0 and below 0.5."""
+    share = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 0.5}
+    tool = {"type": "object", "properties": {"share": share}, "required": ["share"]}
+    rules = {
+        **rules_of(machine, HERMES, [{"type": "function", "function": {"name": "cut", "parameters": tool}}]),
+        **final_answer(StructuredOutput(json_schema=share)),
+    }
+    for value, legal in [("0.25", True), ("0", False), ("-0", False), ("0.5", False)]:
+        call = f'<tool_call>\n{{"name": "cut", "arguments": {{"share": {value}}}}}\n</tool_call>'
+        assert machine.accepts(rules, "final", value) is legal
+        assert machine.accepts(rules, "calls", call) is legal
 
 
 def test_a_lark_grammar_cannot_be_mixed_in():

@@ -218,3 +218,11 @@ def test_other_files_are_refused_before_anything_is_loaded(tmp_path, monkeypatch
     (tmp_path / "x.json").write_text('{"format": 7}')
     with pytest.raises(InvalidParameterError, match="format 7, this release reads 5"):
         load(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("max_context", [2, 8, 15])
+def test_small_contexts_can_be_measured(max_context):
+    """Fewer positions than a measurement would like to feed."""
+    with SpecRouter.from_pretrained("demo/middle", ["demo/draft"], max_context=max_context, progress=False) as engine:
+        (completion,) = engine.generate([[5]], max_tokens=64, ignore_eos=True)
+        assert len(completion.token_ids) == max_context - 1

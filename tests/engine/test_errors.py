@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models
 from transformers import PreTrainedTokenizerFast
 
-from specrouter_llm import EngineConfig, Plan, SamplingParams, SpecRouter
+from specrouter_llm import EngineConfig, ModelSpec, Plan, SamplingParams, SpecRouter
 from specrouter_llm.errors import (
     ContextOverflowError,
     EngineClosedError,
@@ -342,6 +342,9 @@ def test_configurations_and_plans_are_checked_when_made():
 
 
 def test_a_model_with_the_name_of_a_proposer_is_refused(tools):
+    """Before anything is loaded."""
     functions = tools.family()
     with pytest.raises(InvalidParameterError, match=r"'ngram'.*another name"):
         tools.engine_of({"ngram": functions["draft"], "target": functions["target"]})
+    with pytest.raises(InvalidParameterError, match=r"'ngram'.*another name"):
+        SpecRouter.from_pretrained("no/such/model", [ModelSpec("no/such/ngram")])
