@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """Unbounded queue from the worker thread to its consumers: one that reads the items, and others that wait for the end.
+    """Unbounded queue from the worker thread to its consumers: one that reads the items, or several that wait for the end.
     They may be threads, or tasks of any event loop."""
 
     def __init__(self) -> None:
@@ -103,6 +103,8 @@ def _wake(future: asyncio.Future[None]) -> None:
 
 class Handle:
     """One submitted request. Iterate over it (`for` or `async for`) to stream, or ask for its `result()`.
+
+    Any number of threads and tasks may wait for the result; who iterates should be alone, for others would take its deltas.
 
     A handle that is dropped, closed or left by an exception cancels its request; so does a cancelled task. An error of
     the request is raised by the iteration after everything that was produced has been delivered.
