@@ -62,6 +62,8 @@ def _checked(device: str | torch.device, num_cuda: int) -> str:
         parsed = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise InvalidParameterError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from None
+    if parsed.type == "meta":
+        raise InvalidParameterError("device 'meta' holds no weights: nothing can be computed there")
     if parsed.type != "cuda":
         return str(parsed)
     # With its index, so that members on "cuda" and "cuda:0" are counted as being on one device.

@@ -100,6 +100,7 @@ def test_a_loaded_model_is_not_converted(make_model, options, message):
         (3, {}, "a model must be a name, a folder, .* got int"),
         ("demo", {"dtype": "int3"}, "dtype must be 'auto' or one of"),
         ("demo", {"device": "abacus"}, "unknown device 'abacus'"),
+        ("demo", {"device": "meta"}, "'meta' holds no weights"),
         ("demo", {"device": "cpu", "device_map": "auto"}, "either device or device_map"),
         ("demo", {"max_batch": 0}, "max_batch must be a positive integer"),
         ("demo", {"memory_budget": "plenty"}, "memory_budget must be"),
