@@ -110,21 +110,16 @@ class MemoryReport:
 def cache_bytes_per_token(config: Any, itemsize: int) -> int:
     """Bytes of keys and values that one token takes in all layers of one slot; `config` is the model's, `itemsize` in bytes."""
     text = config.get_text_config(decoder=True)
-    heads = text.num_attention_heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    numbers = 2 * kv_heads * head_dim
-    if getattr(text, "kv_lora_rank", None):
-        # Latent attention: transformers caches the expanded keys and values, whose sizes differ.
-        numbers = heads * (text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim)
-    layers = text.num_hidden_layers
-    wide_dim = getattr(text, "global_head_dim", None)
-    if not wide_dim:
-        return int(layers * numbers * itemsize)
-    # Gemma 4: full-attention layers have their own head size and number of key-value heads.
-    wide_heads = getattr(text, "num_global_key_value_heads", None) or kv_heads
-    full = list(text.layer_types).count("full_attention")
-    return int(((layers - full) * numbers + full * 2 * wide_heads * wide_dim) * itemsize)
+    layers = getattr(text, "per_layer_config", None) or [text] * text.num_hidden_layers
+    return int(itemsize * sum(map(_cached_numbers, layers)))
+
+
+def _cached_numbers(layer: Any) -> int:
+    """Numbers that one token takes in a layer, of its own configuration where layers differ (Gemma 4)."""
+    heads = layer.num_attention_heads
+    key_heads: int = getattr(layer, "num_key_value_heads", None) or heads
+    size: int = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+    return 2 * key_heads * size
 
 
 def free_memory(device: str) -> int:

@@ -89,6 +89,12 @@ def _shared_layers(config: Any, text: Any, model_class: type) -> str | None:
     return f"its last {count} layers share keys and values with earlier ones" if count > 0 else None
 
 
+def _latent_attention(config: Any, text: Any, model_class: type) -> str | None:
+    if getattr(text, "kv_lora_rank", None):
+        return "it caches keys and values in a latent form (kv_lora_rank), which this engine's attention does not read"
+    return None
+
+
 def _rope(config: Any, text: Any, model_class: type) -> str | None:
     for source in (getattr(text, "rope_parameters", None), getattr(text, "rope_scaling", None)):
         for kind in _rope_types(source):
@@ -121,6 +127,7 @@ _CONFIG_RULES: tuple[Callable[[Any, Any, type], str | None], ...] = (
     _recurrent,
     _layer_types,
     _shared_layers,
+    _latent_attention,
     _rope,
     _attention_interface,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ def place(
             placements.append(Placement(None, device_map))
         else:
             placements.append(Placement(common or _default(index, num_cuda)))
+        if placements[-1].device == "meta" and isinstance(spec.source, (str, Path)):
+            raise InvalidParameterError("device 'meta' holds no weights: nothing can be computed there")
     return placements
 
 
@@ -62,8 +65,6 @@ def _checked(device: str | torch.device, num_cuda: int) -> str:
         parsed = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise InvalidParameterError(f"unknown device {device!r}: {str(error).splitlines()[0]}") from None
-    if parsed.type == "meta":
-        raise InvalidParameterError("device 'meta' holds no weights: nothing can be computed there")
     if parsed.type != "cuda":
         return str(parsed)
     # With its index, so that members on "cuda" and "cuda:0" are counted as being on one device.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from specrouter_llm.errors import SpecRouterError, UnsupportedModelError
 from specrouter_llm.runtime.attention import ATTENTION_NAME, STORAGE_STEP
 from specrouter_llm.runtime.batch import Span, packed_inputs
 from specrouter_llm.runtime.cache import SlotCache
@@ -78,7 +79,7 @@ class EagerRunner:
         `pack=True` replaces its linear layers by packed ones for good (see `packing.packable`).
 
         Raises:
-            UnsupportedModelError: through the cache its logits differ from its own.
+            UnsupportedModelError: it cannot be run through the cache, or its logits differ from its own there.
         """
         self.name = name
         self.context_length = context_length
@@ -100,16 +101,18 @@ class EagerRunner:
                 packed = pack_linears(model) if pack else []
                 self._cache = self._new_cache(len(inputs), STORAGE_STEP)
                 check_parity(name, self.forward, inputs, expected, model.dtype)
-            except Exception:
+            except (SpecRouterError, torch.OutOfMemoryError):
                 _give_back(model)
                 raise
+            except Exception as error:
+                _give_back(model)
+                raise UnsupportedModelError(_unrunnable(name, model, error)) from error
             if packed:
                 choose_padding(packed, lambda: self.forward([Span(0, 0, [0], 1)]))
                 self.token_sizes = row_sizes(packed)
             if packed and all(linear.stable for linear in packed):
-                self.guarantee = (
-                    "bitwise" if is_bitwise(self.forward, self.vocab_size, head_shape(model)) else "near-tie"
-                )
+                stable = all(is_bitwise(self.forward, self.vocab_size, shape) for shape in head_shapes(model))
+                self.guarantee = "bitwise" if stable else "near-tie"
         self._cache = self._new_cache(num_slots, context_length)
 
     def _new_cache(self, num_slots: int, length: int) -> SlotCache:
@@ -150,12 +153,26 @@ class EagerRunner:
         del self._model, self._cache
 
 
-def head_shape(model: PreTrainedModel) -> tuple[int, int, int]:
-    """Query heads, key heads and head size, as the config states them."""
+def _unrunnable(name: str, model: PreTrainedModel, error: Exception) -> str:
+    lines = str(error).splitlines() or [""]
+    reason = f"model {name!r} ({type(model).__name__}) is not supported: on two short inputs its forward raises "
+    reason += f"{type(error).__name__}: {lines[0]}"
+    if model.dtype == torch.float64:
+        return f"{reason} (mixtures of experts need model_kwargs={{'experts_implementation': 'eager'}} in float64)"
+    return reason
+
+
+def head_shapes(model: PreTrainedModel) -> list[tuple[int, int, int]]:
+    """Query heads, key heads and head size, as the config states them; several where layers differ."""
     config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    return heads, key_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
+    layers = getattr(config, "per_layer_config", None) or [config]
+    return list(dict.fromkeys(map(_head_shape, layers)))
+
+
+def _head_shape(layer: Any) -> tuple[int, int, int]:
+    heads = layer.num_attention_heads
+    key_heads = getattr(layer, "num_key_value_heads", None) or heads
+    return heads, key_heads, getattr(layer, "head_dim", None) or layer.hidden_size // heads
 
 
 _lent: WeakKeyDictionary[torch.nn.Module, tuple[str, int]] = WeakKeyDictionary()

@@ -16,7 +16,7 @@ from specrouter_llm.runtime.graphs import BatchForward, CudaCapture, GraphRunner
 from specrouter_llm.runtime.lean import LeanRunner, can_run_lean, lean_shapes
 from specrouter_llm.runtime.llama_like import MODEL_TYPES, SILU
 from specrouter_llm.runtime.packing import is_plain, kernel_bytes, packable, plain_linears
-from specrouter_llm.runtime.runner import EagerRunner, Runner, head_shape
+from specrouter_llm.runtime.runner import EagerRunner, Runner, head_shapes
 from specrouter_llm.runtime.static_batch import TileAttention
 from specrouter_llm.types import NO_PACKING, PackingBytes
 
@@ -114,7 +114,7 @@ def _graph_runner(
         logger.warning("%s runs without CUDA graphs: triton is not installed", name)
         return None
     device = model.get_input_embeddings().weight.device
-    if not triton_attention.agrees(device, model.dtype, *head_shape(model)):
+    if not all(triton_attention.agrees(device, model.dtype, *shape) for shape in head_shapes(model)):
         logger.warning("%s runs without CUDA graphs: its attention cannot be run by triton here", name)
         return None
     attention = triton_attention.tile_attention

@@ -81,12 +81,19 @@ class LlguidanceBackend:
     """Compiles grammars for one vocabulary. Making it takes a second or more for a large one."""
 
     def __init__(self, tokenizer_json: str, vocab_size: int, eos_ids: Collection[int]) -> None:
-        """`tokenizer_json` describes a tokenizer in the `tokenizers` library's format; `vocab_size` is the logits' width."""
+        """`tokenizer_json` describes a tokenizer in the `tokenizers` library's format; `vocab_size` is the logits' width.
+
+        Raises:
+            InvalidParameterError: llguidance does not know this kind of tokenizer.
+        """
         llguidance = _llguidance()
         # A tokenizer may know more ids than the model, and the model's logits are often padded.
         num_tokens = max(_largest_id(json.loads(tokenizer_json)) + 1, vocab_size)
         self.eos_ids = sorted(eos_ids)
-        self._tokenizer = llguidance.LLTokenizer(tokenizer_json, n_vocab=num_tokens, eos_token=self.eos_ids)
+        try:
+            self._tokenizer = llguidance.LLTokenizer(tokenizer_json, n_vocab=num_tokens, eos_token=self.eos_ids)
+        except ValueError as error:
+            raise InvalidParameterError(f"there is no structured output with this tokenizer: {error}") from None
         self._plain = _plain_tokenizer(self._tokenizer, tokenizer_json)
         self.texts = [
             b"" if self._tokenizer.is_special_token(i) else self._tokenizer.decode_bytes([i]) for i in range(vocab_size)

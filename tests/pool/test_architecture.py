@@ -46,6 +46,10 @@ REFUSED = {
         transformers.Gemma3nTextConfig(**LLAMA, num_kv_shared_layers=1, layer_types=["full_attention"] * 2),
         "its last 1 layers share keys and values",
     ),
+    "latent": (
+        transformers.DeepseekV3Config(vocab_size=40, hidden_size=32, num_attention_heads=4, kv_lora_rank=16),
+        "it caches keys and values in a latent form",
+    ),
     "dynamic": (
         transformers.LlamaConfig(**LLAMA, rope_parameters=rope("dynamic", factor=2.0)),
         "'dynamic' RoPE, whose frequencies depend on the longest row",

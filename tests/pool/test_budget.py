@@ -53,17 +53,21 @@ def test_the_cache_formula(make_config):
     assert cache_bytes_per_token(make_config(head_dim=16), 2) == 2 * 2 * 2 * 16 * 2
 
 
-def test_the_cache_of_latent_attention():
-    """DeepSeek's expanded keys and values have different sizes; both are cached for every head."""
-    config = transformers.DeepseekV3Config(
-        num_hidden_layers=3,
+def test_the_cache_where_layers_differ():
+    """Gemma 4's full-attention layers have heads of their own size."""
+    config = transformers.Gemma4TextConfig(
+        hidden_size=32,
+        num_hidden_layers=6,
         num_attention_heads=4,
-        qk_nope_head_dim=8,
-        qk_rope_head_dim=4,
-        v_head_dim=8,
-        kv_lora_rank=16,
+        num_key_value_heads=2,
+        head_dim=16,
+        global_head_dim=32,
+        hidden_size_per_layer_input=0,
+        num_kv_shared_layers=0,
     )
-    assert cache_bytes_per_token(config, 2) == 3 * 4 * (8 + 4 + 8) * 2
+    full = config.layer_types.count("full_attention")
+    assert 0 < full < 6
+    assert cache_bytes_per_token(config, 2) == 2 * 2 * 2 * ((6 - full) * 16 + full * 32)
 
 
 NEEDS = (MemberNeeds("big", "cpu", 10_000, 100, 2000), MemberNeeds("small", "cpu", 1_000, 10, 600))

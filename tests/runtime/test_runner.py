@@ -11,16 +11,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
+    AutoModelForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GptOssConfig,
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    NemotronConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -28,7 +32,7 @@ from transformers import (
 from specrouter_llm.errors import UnsupportedModelError
 from specrouter_llm.runtime.attention import ATTENTION_NAME
 from specrouter_llm.runtime.batch import Span
-from specrouter_llm.runtime.runner import EagerRunner
+from specrouter_llm.runtime.runner import EagerRunner, head_shapes
 
 SHAPE = {
     "vocab_size": 40,
@@ -204,3 +208,36 @@ def test_an_architecture_that_we_run_wrongly_is_refused_at_load():
     with pytest.raises(UnsupportedModelError, match="its logits differ from those of transformers by"):
         EagerRunner("gpt-oss", model, num_slots=1, context_length=512)
     assert model.config._attn_implementation != ATTENTION_NAME
+
+
+def test_an_architecture_that_cannot_be_run_is_refused_at_load():
+    """Nemotron does not hand what we need on to its attention, and transformers has no float64 products for experts."""
+    for config, dtype, message in [
+        (NemotronConfig(**SHAPE), torch.float32, "NemotronForCausalLM.*not supported.*RuntimeError"),
+        (MixtralConfig(num_local_experts=2, **SHAPE), torch.float64, "not supported.*experts_implementation"),
+    ]:
+        model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+        own = model.config._attn_implementation
+        with pytest.raises(UnsupportedModelError, match=message):
+            EagerRunner("odd", model, num_slots=1, context_length=512)
+        assert own == model.config._attn_implementation
+
+
+def test_layers_with_heads_of_different_sizes():
+    """As Gemma 4 has them: run as they are, and the probe asks for every size."""
+    torch.manual_seed(0)
+    config = Gemma4TextConfig(
+        **{**SHAPE, "num_hidden_layers": 2},
+        head_dim=16,
+        global_head_dim=32,
+        layer_types=LAYERS,
+        hidden_size_per_layer_input=0,
+        num_kv_shared_layers=0,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert head_shapes(model) == [(4, 2, 16), (4, 2, 32)]
+    ids = [3, 5, 8, 13, 21]
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([ids])).logits[0]
+    runner = EagerRunner("gemma4", model, num_slots=1, context_length=512, pack=True)
+    torch.testing.assert_close(runner.forward([Span(0, 0, ids, 5)]), expected, rtol=1e-4, atol=1e-4)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from tokenizers import Tokenizer, decoders
 
 from specrouter_llm.errors import InvalidParameterError, MissingDependencyError, UnsupportedSchemaError
 from specrouter_llm.sampling.params import SamplingParams
@@ -74,6 +75,14 @@ def test_what_cannot_be_compiled_is_refused_at_submission(tools, spec, kind, mes
             engine.submit("x", structured=spec)
         assert type(caught.value) is kind
         assert engine.stats.num_finished == 0
+
+
+@pytest.mark.parametrize("decoder", [decoders.Metaspace(), decoders.WordPiece()])
+def test_a_tokenizer_that_the_backend_does_not_know_is_refused(tools, tokenizer, decoder):
+    known = Tokenizer.from_str(tokenizer.to_json())
+    known.decoder = decoder
+    with pytest.raises(InvalidParameterError, match="no structured output with this tokenizer"):
+        GrammarCompiler(known.to_str, tools.WIDTH, {1}).compile(StructuredOutput(choice=("yes", "no")))
 
 
 def test_what_the_engine_lacks_is_named(tools, tokenizer):
