@@ -44,8 +44,6 @@ class _Registry:
         with loading:  # other configurations may load at the same time
             engine = self._engines.get(key)
             if engine is None or engine.closed:
-                if engine is not None:
-                    engine.close()  # whoever closes it may not be done, and two copies may be more than fits
                 from specrouter_llm.engine.spec_router import SpecRouter  # imports torch
 
                 engine = SpecRouter.from_pretrained(target, drafts, **options)

@@ -148,6 +148,8 @@ class Handle:
     def _guarded_get(self, awaited: type | None) -> Delta | Completion | None:
         try:
             return self._mailbox.get(awaited)
+        except ReentrantCallError:  # nobody has waited
+            raise
         except BaseException:  # KeyboardInterrupt above all
             self.cancel()
             raise
@@ -174,6 +176,8 @@ class Handle:
     async def _guarded_aget(self, awaited: type | None) -> Delta | Completion | None:
         try:
             return await self._mailbox.aget(awaited)
+        except ReentrantCallError:
+            raise
         except BaseException:
             self.cancel()
             raise

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -130,17 +131,37 @@ class Intake:
         self._check_ids(ids)
         return ids
 
+    def context(self, token_ids: Iterable[int]) -> list[int]:
+        """Ids of a text that nothing is to follow: as many as the context holds.
+
+        Raises:
+            InvalidPromptError, ContextOverflowError: none, too many, unknown ones, or no whole numbers.
+        """
+        try:
+            ids = [operator.index(token_id) for token_id in token_ids]
+        except TypeError:
+            raise InvalidPromptError(f"token ids are whole numbers, got {token_ids!r}") from None
+        self._check_known(ids)
+        if len(ids) > self._max_context:
+            raise ContextOverflowError(
+                f"{len(ids)} tokens were given, and this engine's context is {self._max_context} tokens"
+            )
+        return ids
+
     def _check_ids(self, ids: Sequence[int]) -> None:
-        if not ids:
-            raise InvalidPromptError("the prompt is empty; give at least one token")
-        wrong = next((i for i in ids if not 0 <= i < self._vocab_size), None)
-        if wrong is not None:
-            raise InvalidPromptError(f"token id {wrong} is outside the target's vocabulary of {self._vocab_size}")
+        self._check_known(ids)
         if len(ids) >= self._max_context:
             raise ContextOverflowError(
                 f"the prompt has {len(ids)} tokens and this engine's context is {self._max_context} tokens, prompt and "
                 "answer together; shorten the prompt, or raise max_context if the model and the memory budget allow"
             )
+
+    def _check_known(self, ids: Sequence[int]) -> None:
+        if not ids:
+            raise InvalidPromptError("the prompt is empty; give at least one token")
+        wrong = next((i for i in ids if not 0 <= i < self._vocab_size), None)
+        if wrong is not None:
+            raise InvalidPromptError(f"token id {wrong} is outside the target's vocabulary of {self._vocab_size}")
 
     def _check_stop_ids(self, params: SamplingParams) -> None:
         unknown = next((i for i in params.stop_token_ids if i >= self._vocab_size), None)

@@ -304,7 +304,7 @@ class SpecRouter:
             EngineClosedError, ReentrantCallError: the engine is closed, or it is what waits: in `on_step`.
             RuntimeError: every slot is taken.
         """
-        ids = self._intake.encode(list(token_ids))
+        ids = self._intake.context(token_ids)
 
         def compute() -> Tensor:
             slot, _ = self._state.admit(ids)

@@ -311,12 +311,11 @@ class Worker:
         self._num_steps += 1
         observations = []
         for sample, outcome in zip(ready, result.outcomes, strict=True):
+            if outcome.error is not None:
+                self._fail(sample, outcome.error)
+                continue
             try:
-                if outcome.error is not None:
-                    raise outcome.error
                 observations.append(self._deliver(sample, outcome, result))
-            except RequestFailedError as error:
-                self._fail(sample, error)
             except Exception as error:
                 logger.exception("what a step has brought cannot be delivered")
                 self._fail(sample, _internal(error))

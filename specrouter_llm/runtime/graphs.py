@@ -123,10 +123,14 @@ class Recordings(Generic[Inputs]):
         self._uses = 0
 
     def admits(self, shape: Hashable, idle: int) -> bool:
-        """Whether a shape is known, or there is room: the one that was used longest ago was not in `idle` uses of others."""
+        """Asks for a use: a shape is known, or there is room, or the one that was used longest ago was not when `idle` others
+        were asked for."""
         if shape in self._known or len(self._known) < self._limit:
             return True
-        return self._uses - self._last[next(iter(self._known))] >= idle
+        if self._uses - self._last[next(iter(self._known))] >= idle:
+            return True
+        self._uses += 1  # refusals are uses, too: else nothing would ever become old while only they come
+        return False
 
     def of(
         self, shape: Hashable, make: Callable[[], Inputs], *runs: Callable[[Inputs], Tensor]
@@ -191,8 +195,8 @@ class GraphRunner(EagerRunner):
         matrix product depend on the number of rows, not on what they hold or which one it is.
 
         Raises:
-            UnsupportedModelError: through the cache its logits differ from its own.
-            RuntimeError: the forward cannot be recorded.
+            UnsupportedModelError: through the cache its logits differ from its own, or its forward cannot be recorded.
+            RuntimeError: that was seen only in the probe of strict mode.
         """
         self._attention = attention
         self._capture = capture

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from specrouter_llm import FinishReason, SamplingParams
-from specrouter_llm.errors import InvalidParameterError, ModelFailure, RequestFailedError
+from specrouter_llm.errors import InvalidParameterError, ModelFailure, NumericalError, RequestFailedError
 from specrouter_llm.sampling.row import RowSampler
 from specrouter_llm.sampling.structured import StructuredOutput
 from specrouter_llm.text.detokenizer import Detokenizer
@@ -128,6 +128,18 @@ def test_nothing_of_a_failed_forward_is_kept(tools):
     assert runner() is None
     assert worker() is None
     assert "in hook" in failed[0].error.__notes__[0]
+
+
+def test_nothing_of_broken_logits_is_kept(tools):
+    engine = tools.engine_of(tools.family())
+    tools.runner_of(engine, "target").after = lambda runner, spans, logits: logits * float("nan")
+    (completion,) = engine.generate([[1, 2]], LONG, speculation=False)
+    assert isinstance(completion.error, NumericalError)
+    worker = weakref.ref(engine._worker)
+    engine.close()
+    del engine
+    gc.collect()
+    assert worker() is None
 
 
 def test_a_timeout_begins_when_the_request_is_queued(tools, monkeypatch):

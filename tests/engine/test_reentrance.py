@@ -9,10 +9,12 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
+import torch
 
 from specrouter_llm import FinishReason, SamplingParams
-from specrouter_llm.errors import CallbackError, EngineClosedError, InvalidPromptError
+from specrouter_llm.errors import CallbackError, EngineClosedError, ReentrantCallError, SpecRouterError
 
 LONG = SamplingParams(max_tokens=400)
 SHORT = SamplingParams(max_tokens=8)
@@ -48,6 +50,22 @@ def test_a_callback_that_waits_for_the_engine_fails_and_hangs_nobody(tools, ask)
     _within(10, engine.close)
 
 
+def test_a_refused_wait_ends_nothing(tools):
+    """A callback that looks for another request's result, and lives with not getting it."""
+    with tools.engine_of(tools.family(), max_batch=2) as engine:
+        other, refused = engine.submit([1, 3], LONG), []
+
+        def on_step(info):
+            try:
+                other.result()
+            except ReentrantCallError as error:
+                refused.append(error)
+
+        assert engine.submit([1, 2], SHORT, on_step=on_step).result()[0].finish_reason is FinishReason.LENGTH
+        assert refused
+        assert other.result()[0].finish_reason is FinishReason.LENGTH
+
+
 def test_what_a_callback_may_ask(tools):
     """Nothing that waits."""
     engine = tools.engine_of(tools.family(), max_batch=2)
@@ -65,11 +83,17 @@ def test_what_a_callback_may_ask(tools):
 
 
 @pytest.mark.parametrize("token_ids", [[], [-3], [10**9], [1, 32], "text", [5] * 600])
-def test_logits_of_what_is_no_prompt(tools, token_ids):
-    with tools.engine_of(tools.family()) as engine, pytest.raises(ValueError) as raised:
+def test_logits_of_what_is_no_context(tools, token_ids):
+    with tools.engine_of(tools.family()) as engine, pytest.raises(SpecRouterError):
         engine.target_logits(token_ids)
-    assert isinstance(raised.value, (InvalidPromptError, ValueError))
-    assert type(raised.value).__module__ == "specrouter_llm.errors"
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, lambda ids: list(np.array(ids))])
+def test_logits_of_a_whole_context(tools, kind):
+    """In any kind of whole numbers."""
+    ids = [5] * 512
+    with tools.engine_of(tools.family(), max_context=512) as engine:
+        assert torch.equal(engine.target_logits(kind(ids)), engine.target_logits(ids))
 
 
 def test_close_waits_also_for_one_that_another_thread_has_begun(tools):

@@ -22,6 +22,7 @@ from transformers import (
 import specrouter_llm.runtime
 from specrouter_llm import SpecRouter
 from specrouter_llm.config import EngineConfig
+from specrouter_llm.errors import UnsupportedModelError
 from specrouter_llm.runtime import graphs as graphs_module
 from specrouter_llm.runtime import select as select_module
 from specrouter_llm.runtime.attention import RaggedContext
@@ -199,6 +200,7 @@ def test_more_settings_than_there_is_room_for_are_not_recorded_in_turn(monkeypat
     assert [looped(t) for t in [0.1] * 9 + [0.3]] == [True] * 10
     assert not looped(0.2)
     assert capture.recorded == 6
+    assert [looped(0.7) for _ in range(12)].index(True) <= 8
 
 
 def test_what_decoding_launches_is_recorded_before_the_first_request():
@@ -303,7 +305,7 @@ def test_a_forward_that_cannot_be_recorded_gives_the_model_back(working):
             raise RuntimeError("operation not permitted when stream is capturing")
         return record(run)
 
-    with pytest.raises(RuntimeError, match="capturing"):
+    with pytest.raises(UnsupportedModelError, match=r"RuntimeError: .*capturing"):
         graph_runner(model, capture=capture, strict=True)
     assert own == model.config._attn_implementation
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from specrouter_llm.text.tokenizer import Tokenizer
 
 _AnyCallbacks: TypeAlias = "Callbacks | list[Callbacks]"
-_OF_RUNS = frozenset({"tags", "metadata", "run_name", "run_id"})
+_NO_MATTER = frozenset({"tags", "metadata", "run_name", "run_id", "timeout", "on_step"})
+"""Arguments of a call that its answer does not depend on."""
 _GIVEN: ContextVar[Mapping[str, Any]] = ContextVar("arguments of the running call", default=MappingProxyType({}))
 
 
@@ -175,7 +176,7 @@ def _told(kwargs: Mapping[str, Any]) -> Iterator[None]:
 
     BaseLLM, unlike BaseChatModel, leaves them out of the key of its cache: it would answer with what other arguments gave.
     """
-    token = _GIVEN.set({name: value for name, value in kwargs.items() if name not in _OF_RUNS})
+    token = _GIVEN.set({name: value for name, value in kwargs.items() if name not in _NO_MATTER and value is not None})
     try:
         yield
     finally:

@@ -52,6 +52,15 @@ def test_other_settings_are_other_answers(engine, cls, one, other):
     assert engine.stats == before  # the cache has answered
 
 
+def test_what_an_answer_does_not_depend_on_makes_no_other_key(engine):
+    """BaseLLM leaves a call's arguments out, and of ours only those come in that decide."""
+    cache = InMemoryCache()
+    model = SpecRouterLLM(engine=engine, max_tokens=3, cache=cache)
+    for call in ({}, {"timeout": 5}, {"on_step": lambda info: None}, {"temperature": None}):
+        model.invoke(QUESTION, **call)
+    assert len(cache._cache) == 1
+
+
 def test_template_variables_of_the_model_stay_in_force(engine):
     """A call that gives none does not hide those of the field."""
     cache = InMemoryCache()
