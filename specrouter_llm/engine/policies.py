@@ -24,7 +24,9 @@ CALIBRATION_SECONDS = 2.0
 
 
 def check_policy(policy: Policy | str, settings: EngineConfig) -> None:
-    """Raises InvalidParameterError."""
+    """Raises:
+    InvalidParameterError: an unknown name, no policy, or one beside a chain that serves all requests.
+    """
     names = get_args(PolicyName)
     methods = (getattr(policy, name, None) for name in ("plan", "observe"))
     known = policy in names if isinstance(policy, str) else all(callable(method) for method in methods)
@@ -40,6 +42,11 @@ def check_policy(policy: Policy | str, settings: EngineConfig) -> None:
 
 
 def known_calibration(path: str | Path | None, policy: Policy | str, settings: EngineConfig) -> Calibration | None:
+    """What `calibration=` names, read; None if nothing is.
+
+    Raises:
+        InvalidParameterError: no such file, not a calibration, or none is wanted.
+    """
     if path is None:
         return None
     if policy != "adaptive" or settings.chain is not None or not settings.speculation:

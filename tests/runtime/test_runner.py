@@ -227,7 +227,7 @@ def test_layers_with_heads_of_different_sizes():
     """As Gemma 4 has them: run as they are, and the probe asks for every size."""
     torch.manual_seed(0)
     config = Gemma4TextConfig(
-        **{**SHAPE, "num_hidden_layers": 2},
+        **SHAPE,
         head_dim=16,
         global_head_dim=32,
         layer_types=LAYERS,
