@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
@@ -92,28 +93,33 @@ class EagerRunner:
         self._device = model.get_input_embeddings().weight.device
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._num_layers: int = model.config.get_text_config().num_hidden_layers
-        if _lend(model):  # else another engine runs this very model, and has checked it
-            inputs = probe_inputs(self.vocab_size)
-            try:
-                model.set_attn_implementation("eager")  # the reference: others silently drop soft-capping in places
-                expected = native_logits(model, inputs)
-                model.set_attn_implementation(ATTENTION_NAME)
-                packed = pack_linears(model) if pack else []
-                self._cache = self._new_cache(len(inputs), STORAGE_STEP)
-                check_parity(name, self.forward, inputs, expected, model.dtype)
-            except (SpecRouterError, torch.OutOfMemoryError):
-                _give_back(model)
-                raise
-            except Exception as error:
-                _give_back(model)
-                raise UnsupportedModelError(_unrunnable(name, model, error)) from error
-            if packed:
-                choose_padding(packed, lambda: self.forward([Span(0, 0, [0], 1)]))
-                self.token_sizes = row_sizes(packed)
-            if packed and all(linear.stable for linear in packed):
-                stable = all(is_bitwise(self.forward, self.vocab_size, shape) for shape in head_shapes(model))
-                self.guarantee = "bitwise" if stable else "near-tie"
+        with _LENDING:  # a model that another engine is still making its own is not what it will be
+            if _lend(model):  # else another engine runs this very model, and has checked it
+                self._make_own(model, pack)
         self._cache = self._new_cache(num_slots, context_length)
+
+    def _make_own(self, model: PreTrainedModel, pack: bool) -> None:
+        """Gives the model our attention, and packed linear layers if it is to have them, and checks what has become of it."""
+        inputs = probe_inputs(self.vocab_size)
+        try:
+            model.set_attn_implementation("eager")  # the reference: others silently drop soft-capping in places
+            expected = native_logits(model, inputs)
+            model.set_attn_implementation(ATTENTION_NAME)
+            packed = pack_linears(model) if pack else []
+            self._cache = self._new_cache(len(inputs), STORAGE_STEP)
+            check_parity(self.name, self.forward, inputs, expected, model.dtype)
+        except (SpecRouterError, torch.OutOfMemoryError):
+            _give_back(model)
+            raise
+        except Exception as error:
+            _give_back(model)
+            raise UnsupportedModelError(_unrunnable(self.name, model, error)) from error
+        if packed:
+            choose_padding(packed, lambda: self.forward([Span(0, 0, [0], 1)]))
+            self.token_sizes = row_sizes(packed)
+        if packed and all(linear.stable for linear in packed):
+            stable = all(is_bitwise(self.forward, self.vocab_size, shape) for shape in head_shapes(model))
+            self.guarantee = "bitwise" if stable else "near-tie"
 
     def _new_cache(self, num_slots: int, length: int) -> SlotCache:
         """An empty cache of slots of at most `length` positions, in place of the one before it."""
@@ -177,6 +183,8 @@ def _head_shape(layer: Any) -> tuple[int, int, int]:
 
 _lent: WeakKeyDictionary[torch.nn.Module, tuple[str, int]] = WeakKeyDictionary()
 """Models in use: the attention that each came with, and how many runners have it. A loaded model may serve several."""
+_LENDING = threading.RLock()
+"""Held by who changes `_lent`, or a model's attention."""
 
 
 def _lend(model: PreTrainedModel) -> bool:
@@ -187,8 +195,9 @@ def _lend(model: PreTrainedModel) -> bool:
 
 
 def _give_back(model: PreTrainedModel) -> None:
-    native, users = _lent.pop(model)
-    if users > 1:
-        _lent[model] = (native, users - 1)
-    else:
-        model.set_attn_implementation(native)
+    with _LENDING:
+        native, users = _lent.pop(model)
+        if users > 1:
+            _lent[model] = (native, users - 1)
+        else:
+            model.set_attn_implementation(native)

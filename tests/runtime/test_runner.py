@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import threading
 import weakref
 
 import pytest
@@ -29,9 +30,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+import specrouter_llm.runtime.runner as runner_module
 from specrouter_llm.errors import UnsupportedModelError
 from specrouter_llm.runtime.attention import ATTENTION_NAME
 from specrouter_llm.runtime.batch import Span
+from specrouter_llm.runtime.parity import native_logits
 from specrouter_llm.runtime.runner import EagerRunner, head_shapes
 
 SHAPE = {
@@ -188,6 +191,35 @@ def test_two_runners_of_one_model_close_in_any_order(model):
     first.close()
     assert torch.equal(expected, second.forward([Span(0, 0, [1, 2, 3], 1)]))
     second.close()
+    assert own == model.config._attn_implementation
+
+
+def test_a_runner_waits_for_another_that_makes_the_model_its_own(model, monkeypatch):
+    """Until then the model has the attention of the reference: what a second engine asks it fails."""
+    checking, goes_on = threading.Event(), threading.Event()
+    own, made = model.config._attn_implementation, []
+
+    def slow(*arguments):
+        checking.set()
+        assert goes_on.wait(60)
+        return native_logits(*arguments)
+
+    def make(name):
+        made.append(EagerRunner(name, model, num_slots=1, context_length=512))
+
+    monkeypatch.setattr(runner_module, "native_logits", slow)
+    first, second = threading.Thread(target=make, args=("a",)), threading.Thread(target=make, args=("b",))
+    first.start()
+    assert checking.wait(60)
+    second.start()
+    second.join(0.2)
+    assert not made
+    goes_on.set()
+    for thread in (first, second):
+        thread.join()
+    assert torch.equal(*(runner.forward([Span(0, 0, [1, 2, 3], 1)]) for runner in made))
+    for runner in made:
+        runner.close()
     assert own == model.config._attn_implementation
 
 
