@@ -35,8 +35,10 @@ class RequestOptions:
 
     def __post_init__(self) -> None:
         for name in ("chain", "windows", "draft_sources", "keep_special_tokens"):
-            if isinstance(getattr(self, name), (str, int)):
-                raise InvalidParameterError(f"{name} must be a list, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            absent = value is None and name in ("chain", "windows")
+            if not absent and (isinstance(value, str) or not isinstance(value, Sequence)):
+                raise InvalidParameterError(f"{name} must be a list, got {value!r}")
         if self.speculation is not None and not isinstance(self.speculation, bool):
             raise InvalidParameterError(f"speculation must be True, False or None, got {self.speculation!r}")
         if self.on_step is not None and not callable(self.on_step):
@@ -86,7 +88,7 @@ class Intake:
         """One request. Raises InvalidParameterError, InvalidPromptError or ContextOverflowError."""
         if (params.stop or any(isinstance(word, str) for word in params.bad_words)) and self._tokenizer is None:
             raise InvalidParameterError("stop strings and bad words need a tokenizer, and this engine has none")
-        self._check_stop_ids(params)
+        self._check_token_ids(params)
         plan = self._router.resolve(options.chain, options.windows, options.speculation)
         sources = [*options.draft_sources, *([options.prediction] if options.prediction is not None else [])]
         eos_ids = frozenset() if params.ignore_eos else self._eos_ids
@@ -163,12 +165,15 @@ class Intake:
         if wrong is not None:
             raise InvalidPromptError(f"token id {wrong} is outside the target's vocabulary of {self._vocab_size}")
 
-    def _check_stop_ids(self, params: SamplingParams) -> None:
-        unknown = next((i for i in params.stop_token_ids if i >= self._vocab_size), None)
-        if unknown is not None:
-            raise InvalidParameterError(
-                f"stop_token_ids: {unknown} is outside the target's vocabulary of {self._vocab_size}"
-            )
+    def _check_token_ids(self, params: SamplingParams) -> None:
+        words = [token_id for word in params.bad_words if not isinstance(word, str) for token_id in word]
+        given = {"stop_token_ids": params.stop_token_ids, "logit_bias": params.logit_bias, "bad_words": words}
+        for name, ids in given.items():
+            unknown = next((i for i in ids if i >= self._vocab_size), None)
+            if unknown is not None:
+                raise InvalidParameterError(
+                    f"{name}: {unknown} is outside the target's vocabulary of {self._vocab_size}"
+                )
 
     def _encode_source(self, source: str | Sequence[int]) -> Sequence[int]:
         if not isinstance(source, str):
@@ -230,7 +235,11 @@ def _are_ids(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether a value is a number that clocks can be compared with."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and float(value) == value
+    except OverflowError:
+        return False
 
 
 def _is_chat(prompt: object) -> bool:

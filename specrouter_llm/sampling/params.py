@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,6 +15,8 @@ MAX_SEED = 2**63 - 1
 MAX_SAMPLES = 128
 MAX_STOPS = 64
 MAX_TOP_LOGPROBS = 64
+MAX_BIAS = 1e30
+"""Far beyond any score, and a sum with one is finite in float32."""
 
 _TokenId = Annotated[int, Field(ge=0)]
 
@@ -89,8 +92,8 @@ class SamplingParams(BaseModel):
             raise ValueError(f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens})")
         if 0 < self.temperature < 1e-4:
             raise ValueError(f"temperature must be 0 (greedy) or at least 1e-4, got {self.temperature}")
-        if any(bias != bias or bias == float("inf") for bias in self.logit_bias.values()):
-            raise ValueError("logit_bias must hold finite numbers, or -inf to forbid a token")
+        if any(bias != -math.inf and not abs(bias) <= MAX_BIAS for bias in self.logit_bias.values()):
+            raise ValueError(f"logit_bias must hold numbers of at most {MAX_BIAS:g}, or -inf to forbid a token")
         if any(not word for word in self.bad_words):
             raise ValueError("bad_words must not hold an empty word")
         if self.structured is not None and self.ignore_eos:

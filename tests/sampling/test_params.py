@@ -15,7 +15,7 @@ OUT_OF_RANGE = {
     "repetition_penalty": [0.0, -1.0, NAN, INF],
     "presence_penalty": [-2.1, 2.1, NAN],
     "frequency_penalty": [-2.1, 2.1, NAN],
-    "logit_bias": [{-1: 0.0}, {1: "much"}, [1]],
+    "logit_bias": [{-1: 0.0}, {1: "much"}, [1], {1: 1e39}, {1: -1e31}, {1: float("inf")}, {1: float("nan")}],
     "bad_words": [("",), ((),), ((-1,),), "word", 5],
     "min_tokens": [-1, 1.5],
     "max_tokens": [0, -5, 2.5],
