@@ -26,6 +26,14 @@ from __future__ import annotations
 import traceback
 
 
+def told(error: BaseException) -> str:
+    """The kind and the message of an error of somebody else's, whose message may be an error too."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
+
+
 class SpecRouterError(Exception):
     """Base class of all errors of this package."""
 
@@ -108,7 +116,7 @@ class ModelFailure(RequestFailedError):
     """A forward pass of `model` raised `cause`."""
 
     def __init__(self, model: str, cause: BaseException) -> None:
-        super().__init__(f"model {model!r} failed: {type(cause).__name__}: {cause}")
+        super().__init__(f"model {model!r} failed: {told(cause)}")
         self.model = model
         self.cause = cause
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from specrouter_llm.drafting.processor import DraftProcessor
 from specrouter_llm.drafting.proposer import Proposer
-from specrouter_llm.errors import ModelFailure, NumericalError, RequestFailedError
+from specrouter_llm.errors import ModelFailure, NumericalError, RequestFailedError, told
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.sampling.constraint import ENDED
 from specrouter_llm.scheduling.evidence import ASIDE_WINDOW, InnerProposal, scores_of
@@ -135,7 +135,7 @@ class Executor:
         if failure.model != self._target:
             for row, plan in zip(rows, usable, strict=True):
                 if failure.model in plan.levels:
-                    row.set_aside[failure.model] = f"raised {type(failure.cause).__name__}: {failure.cause}"
+                    row.set_aside[failure.model] = f"raised {told(failure.cause)}"
             return self._outcomes(rows, usable, log, meanwhile, asides)
         if len(rows) == 1 and usable[0].below is None:
             return [RowOutcome(rows[0], usable[0], [], error=failure)]

@@ -40,6 +40,8 @@ class ChainRouter:
             self.use(policy)
         self._sound: set[Plan] = set()
         """Plans of the policy that have been checked."""
+        self._failures: set[str] = set()
+        """Ways in which the policy has failed: each is told of once, for it may come back at every step."""
 
     def use(self, policy: Policy) -> None:
         """Plans of rows that do not force a chain come from this policy from now on."""
@@ -97,54 +99,88 @@ class ChainRouter:
             return Plan.chain([self._proposers[0], self.target], [DEFAULT_LOOKUP_WINDOW])
         return self.target_only
 
+    # What follows asks the policy, which may be a third party's: whatever it does, the answers go on.
+
     def plans(self, views: Sequence[RowView], forced: Sequence[Plan | None]) -> list[Plan]:
-        """One plan per row: the forced one, or the policy's."""
+        """One plan per row: the forced one, or the policy's; plain decoding where it has none that can be run."""
         open_rows = [view for view, plan in zip(views, forced, strict=True) if plan is None]
-        chosen = iter(self._choose(open_rows))
+        chosen = iter(self._choose(open_rows) if open_rows else ())
         return [plan if plan is not None else next(chosen) for plan in forced]
 
-    def _choose(self, views: Sequence[RowView]) -> Sequence[Plan]:
-        if not views:
-            return []
+    def _choose(self, views: Sequence[RowView]) -> list[Plan]:
         policy = self._policy if self._policy is not None else FixedPolicy(self.default_plan())
-        return [self._checked(plan) for plan in policy.plan(views)]
+        try:
+            plans = [self._checked(plan) for plan in policy.plan(views)]
+            if len(plans) != len(views):
+                raise InvalidParameterError(f"a policy gives each of {len(views)} rows a plan, got {len(plans)}")
+            return plans
+        except BaseException:
+            self._failed("chose no plans for a step, which decodes plainly")
+            return [self.target_only] * len(views)
 
     def _checked(self, plan: Plan) -> Plan:
         """A policy's plan, or plain decoding if it cannot be run: only the target may have the last word."""
-        if plan not in self._sound:
-            try:
-                if not isinstance(plan, Plan) or plan.top != self.target:
-                    raise InvalidParameterError(f"a plan must end with the target {self.target!r}, got {plan!r}")
-                self._check_levels(plan.levels)
-            except InvalidParameterError as error:
-                logger.warning("the policy's plan is not used: %s", error)
-                return self.target_only
-            self._sound.add(plan)
-        return plan
+        try:
+            if plan not in self._sound:
+                self._check_plan(plan)
+                self._sound.add(plan)
+            return plan
+        except (InvalidParameterError, TypeError):  # the latter of a plan that has lists in it
+            self._failed("has a plan that cannot be run")
+            return self.target_only
+
+    def _check_plan(self, plan: Plan) -> None:
+        if not isinstance(plan, Plan) or plan.top != self.target:
+            raise InvalidParameterError(f"a plan must end with the target {self.target!r}, got {plan!r}")
+        self._check_levels(plan.levels)
+        sizes, numbers = (len(plan.windows) + 1, len(plan.rounds)), (*plan.windows, *plan.rounds)
+        if set(sizes) != {len(plan.levels)} or any(type(number) is not int for number in numbers):
+            raise InvalidParameterError(
+                f"a plan has a whole number for the window of each level below the target and for the rounds of each level, "
+                f"got {plan!r}; Plan.chain makes such plans"
+            )
 
     def reasons(self, row_id: int) -> Reasons:
         """Why a row was decoded as it was, if the policy can say so."""
-        return self._policy.reasons(row_id) if isinstance(self._policy, ExplainingPolicy) else Reasons()
+        if not isinstance(self._policy, ExplainingPolicy):
+            return Reasons()
+        try:
+            found = self._policy.reasons(row_id)
+            if not isinstance(found, Reasons):
+                raise InvalidParameterError(f"a policy's reasons are Reasons, got {found!r}")
+            return found
+        except BaseException:
+            self._failed("could not explain a row")
+            return Reasons()
 
     def reconsider(self) -> None:
-        """Lets the policy think while the target's forward is on its way. Never raises: the step must go on."""
+        """Lets the policy think while the target's forward is on its way."""
         if self._deferring is not None:
             try:
                 self._deferring.reconsider()
-            except BaseException:  # a third party's policy
-                logger.exception("the policy could not reconsider")
+            except BaseException:
+                self._failed("could not reconsider")
 
     def asides(self) -> Collection[str]:
-        """Model-free levels that the policy wants to be asked in this step. Never raises."""
+        """Model-free levels that the policy wants to be asked in this step."""
         if self._asking is None:
             return ()
         try:
             return [name for name in self._asking.asides() if name in self._proposers]
-        except BaseException:  # a third party's policy
-            logger.exception("the policy could not say what to ask")
+        except BaseException:
+            self._failed("could not say what to ask")
             return ()
 
     def observe(self, step: StepObservation) -> None:
         """Passes what a step did to the policy."""
         if self._policy is not None:
-            self._policy.observe(step)
+            try:
+                self._policy.observe(step)
+            except BaseException:
+                self._failed("could not learn from a step")
+
+    def _failed(self, how: str) -> None:
+        """Logs how the policy has failed, with the error that is being handled."""
+        if how not in self._failures:
+            self._failures.add(how)
+            logger.exception("the policy %s; this is told once", how)

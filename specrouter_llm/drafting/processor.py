@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from specrouter_llm.drafting.proposer import Proposer
+from specrouter_llm.errors import told
 from specrouter_llm.scheduling.policy import Forward
 from specrouter_llm.state.row import Row
 
@@ -39,7 +40,7 @@ class DraftProcessor:
                 proposed = itertools.islice(proposer.propose(row, hypothesis, want), want)
                 proposals.append(_lawful(row, hypothesis, [operator.index(token_id) for token_id in proposed], want))
             except BaseException as error:  # a third party's code: whatever it does, the answer goes on
-                row.set_aside[name] = f"raised {type(error).__name__}: {error}"
+                row.set_aside[name] = f"raised {told(error)}"
                 proposals.append([])
         num_tokens = sum(len(proposal) for proposal in proposals)
         log.append(Forward(name, len(rows), num_tokens, 0, time.perf_counter() - started))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specrouter_llm.errors import ModelFailure
+from specrouter_llm.errors import ModelFailure, told
 from specrouter_llm.executor import Executor
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.state.manager import StateManager
@@ -48,5 +48,5 @@ class CatchUp:
                 if not self.fits(level, row):
                     lagging.add(level)
             except ModelFailure as failure:
-                row.set_aside[level] = f"raised {type(failure.cause).__name__}: {failure.cause}"
+                row.set_aside[level] = f"raised {told(failure.cause)}"
         return plan.without(lagging | row.set_aside.keys())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -202,12 +203,12 @@ class SpecRouter:
         """
         self._worker.check_caller()
         requests = self._intake.requests(prompts, params, options)
-        handles: list[Handle] = []
-        for request in requests:
-            while (handle := self._offer(request, may_wait=bool(handles))) is None:
-                time.sleep(_QUEUE_POLL_S)
-            handles.append(handle)
-        return [completion for handle in handles for completion in handle.result()]
+        with _all_or_none() as handles:
+            for request in requests:
+                while (handle := self._offer(request, may_wait=bool(handles))) is None:
+                    time.sleep(_QUEUE_POLL_S)
+                handles.append(handle)
+            return [completion for handle in handles for completion in handle.result()]
 
     async def agenerate(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None, **options: Any
@@ -215,17 +216,12 @@ class SpecRouter:
         """`generate` without blocking the event loop; cancelling the task cancels its requests."""
         self._worker.check_caller()
         requests = await asyncio.to_thread(self._intake.requests, prompts, params, options)  # long prompts, grammars
-        handles: list[Handle] = []
-        try:
+        with _all_or_none() as handles:
             for request in requests:
                 while (handle := self._offer(request, may_wait=bool(handles))) is None:
                     await asyncio.sleep(_QUEUE_POLL_S)
                 handles.append(handle)
             return [completion for handle in handles for completion in await handle.aresult()]
-        except BaseException:
-            for handle in handles:
-                handle.cancel()
-            raise
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None, **options: Any) -> Handle:
         """An iterator of deltas of one prompt. Dropping, closing or leaving it cancels the request."""
@@ -381,6 +377,18 @@ class SpecRouter:
             if may_wait:
                 return None
             raise
+
+
+@contextmanager
+def _all_or_none() -> Iterator[list[Handle]]:
+    """The handles of one call: who stops waiting for one of them, by Ctrl-C too, waits for none, and they are cancelled."""
+    handles: list[Handle] = []
+    try:
+        yield handles
+    except BaseException:
+        for handle in handles:
+            handle.cancel()
+        raise
 
 
 def _release(runners: Sequence[Runner], on_close: Callable[[], None] | None) -> None:

@@ -28,6 +28,7 @@ from specrouter_llm.errors import (
     QueueFullError,
     ReentrantCallError,
     RequestFailedError,
+    told,
 )
 from specrouter_llm.executor import Executor, RowOutcome, StepResult
 from specrouter_llm.router import ChainRouter
@@ -217,10 +218,12 @@ class Worker:
             with self._lock:
                 self._closing = True
                 calls = self._calls
-            for call in calls:
-                call()
-            self._end(lambda sample: (FinishReason.CANCELLED, None))
-            self._on_stopped()
+            try:
+                for call in calls:
+                    call()
+                self._end(lambda sample: (FinishReason.CANCELLED, None))
+            finally:
+                self._on_stopped()
 
     def _next_turn(self) -> bool:
         """Waits for work, runs what was called for, and says whether to go on."""
@@ -293,11 +296,7 @@ class Worker:
         rows = [_row(sample) for sample in ready]
         views = [_view(row) for row in rows]
         started = perf_counter()
-        try:
-            plans = self._router.plans(views, [sample.request.plan for sample in ready])
-        except BaseException:  # a third party's policy
-            logger.exception("the policy failed; this step decodes plainly")
-            plans = [self._router.target_only] * len(rows)
+        plans = self._router.plans(views, [sample.request.plan for sample in ready])
         self._between += perf_counter() - started
         return [
             catch_up.trimmed(plan, row) if sample.started else self._router.target_only
@@ -319,11 +318,8 @@ class Worker:
             except Exception as error:
                 logger.exception("what a step has brought cannot be delivered")
                 self._fail(sample, _internal(error))
-        try:
-            seconds = self._between + result.seconds
-            self._router.observe(StepObservation(tuple(observations), result.forwards, seconds, self._between))
-        except BaseException:  # a third party's policy
-            logger.exception("the policy could not learn from a step")
+        seconds = self._between + result.seconds
+        self._router.observe(StepObservation(tuple(observations), result.forwards, seconds, self._between))
         self._between = perf_counter() - done
         for sample in ready:  # only now: whoever has the result may count on the policy having seen all of it
             if sample.finish_reason is not None and sample in self._running:
@@ -365,7 +361,7 @@ class Worker:
             on_step(info)
         except BaseException as error:  # the user's code, sys.exit included: its failure is this request's alone
             logger.debug("on_step raised", exc_info=True)
-            return CallbackError(f"on_step raised {type(error).__name__}: {error}")
+            return CallbackError(f"on_step raised {told(error)}")
         return None
 
     def _fail(self, sample: Sample, error: Exception) -> None:
@@ -391,11 +387,7 @@ class Worker:
         """What the policy has to say about a row that it chose for."""
         if sample.row is None or sample.request.plan is not None:
             return Reasons()
-        try:
-            return self._router.reasons(sample.row.row_id)
-        except BaseException:  # a third party's policy
-            logger.exception("the policy could not explain a row")
-            return Reasons()
+        return self._router.reasons(sample.row.row_id)
 
 
 def _ended_from_outside(sample: Sample, now: float) -> tuple[FinishReason, Exception | None] | None:
@@ -408,7 +400,7 @@ def _ended_from_outside(sample: Sample, now: float) -> tuple[FinishReason, Excep
 
 
 def _internal(error: BaseException) -> RequestFailedError:
-    return RequestFailedError(f"internal error: {type(error).__name__}: {error}")
+    return RequestFailedError(f"internal error: {told(error)}")
 
 
 def _view(row: Row) -> RowView:

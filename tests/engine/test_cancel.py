@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -91,6 +92,26 @@ WAYS = [
     cancel_a_waiting_task,
     time_out_a_waiting_task,
 ]
+
+
+def test_interrupting_a_call_cancels_all_its_prompts(tools):
+    """Ctrl-C in `generate`: shells and notebooks keep the traceback, and with it the handles, that nobody would cancel."""
+    begun = threading.Event()
+
+    def on_step(info):
+        begun.set()
+
+    def interrupt():
+        begun.wait()
+        signal.raise_signal(signal.SIGINT)  # handled by the main thread, which waits
+
+    with tools.engine_of(tools.family(), max_batch=2) as engine:
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt) as kept:
+            engine.generate([[number] for number in range(1, 9)], LONG, on_step=on_step, ignore_eos=True)
+        engine.generate([[9]], max_tokens=1)  # all that was cancelled before has ended when this has
+        assert (0, 0) == (engine.stats.num_running, engine.stats.num_waiting)
+        assert kept.value.__traceback__ is not None
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)

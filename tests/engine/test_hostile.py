@@ -156,24 +156,102 @@ PLANS = {
     "the target below": Plan(("target", "draft"), (3,), (3, 1)),
     "None": None,
     "text": "target",
+    "no windows": Plan(("draft", "target")),
+    "too few rounds": Plan(("draft", "middle", "target"), (4, 4)),
+    "half a token": Plan(("draft", "target"), (2.5,), (3, 1)),
+    "words for numbers": Plan(("draft", "target"), ("4",), (3, 1)),
+    "lists": Plan(["draft", "target"], [4], [4, 1]),
 }
 
 
+class Plans:
+    """A policy that has one answer for everybody."""
+
+    def __init__(self, answer):
+        self._answer = answer
+
+    def plan(self, rows):
+        return self._answer(rows)
+
+    def observe(self, step):
+        pass
+
+
+def check_harmless(tools, policy):
+    """Rows of the policy are decoded as plainly as ever, and whoever forces a chain gets it."""
+    with tools.engine_of(tools.family(), max_batch=4, policy=policy) as engine:
+        expected = engine.generate([[1]], max_tokens=9, speculation=False)[0].token_ids
+        handles = [engine.submit([1], max_tokens=9), engine.submit([1], max_tokens=9, chain=["draft"])]
+        chosen, forced = (handle.result()[0].raise_for_error() for handle in handles)
+        assert expected == chosen.token_ids == forced.token_ids
+        assert ["target"] == [stage.model for stage in chosen.stats.chain]
+        assert ["draft", "target"] == [stage.model for stage in forced.stats.chain]
+
+
 @pytest.mark.parametrize("plan", PLANS)
-def test_a_policy_of_impossible_plans(tools, plan):
-    """Any policy leaves every output as it is: an impossible plan is plain decoding, for that row alone."""
+def test_a_policy_of_impossible_plans(tools, plan, caplog):
+    """Any policy leaves every output as it is: an impossible plan is plain decoding, for that row alone, and told of once."""
+    check_harmless(tools, Plans(lambda rows: [PLANS[plan]] * len(rows)))
+    assert 1 == len(caplog.records)
 
-    class Policy:
-        def plan(self, rows):
-            return [PLANS[plan]] * len(rows)
 
-        def observe(self, observations):
-            pass
+@pytest.mark.parametrize("answer", [lambda rows: [], lambda rows: None, lambda rows: 1 / 0])
+def test_a_policy_without_plans_costs_no_forced_chain(tools, answer, caplog):
+    """Its own rows decode plainly. A policy may fail at every step, so it is told of once."""
+    check_harmless(tools, Plans(answer))
+    assert 1 == len(caplog.records)
 
-    with tools.engine_of(tools.family(), max_batch=4, policy=Policy()) as engine:
-        expected = [c.token_ids for c in engine.generate([[1], [2]], max_tokens=9, speculation=False)]
-        completions = [completion.raise_for_error() for completion in engine.generate([[1], [2]], max_tokens=9)]
-        assert expected == [completion.token_ids for completion in completions]
+
+@pytest.mark.parametrize("reasons", [None, "because", ValueError("why?")])
+def test_a_policy_without_reasons(tools, reasons):
+    """Its rows end all the same, also while the engine is being closed: here the caller waits for ever."""
+
+    class Policy(Plans):
+        def reasons(self, row_id):
+            if isinstance(reasons, Exception):
+                raise reasons
+            return reasons
+
+    policy = Policy(lambda rows: [Plan.chain(["draft", "target"], [3])] * len(rows))
+    engine = tools.engine_of(tools.family(), max_batch=2, policy=policy)
+    assert () == engine.generate([[1]], max_tokens=9)[0].raise_for_error().stats.route.switches
+    handles = [engine.submit([i], max_tokens=400) for i in range(1, 6)]
+    engine.close()
+    assert {FinishReason.CANCELLED} == {handle.result()[0].finish_reason for handle in handles}
+    assert 0 == engine.stats.num_running
+
+
+class Untold(Exception):
+    """An error that cannot be told of."""
+
+    def __str__(self):
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize("place", ["proposer", "drafter", "on_step"])
+def test_an_error_whose_message_is_an_error(tools, place):
+    """It costs what any other error there would."""
+
+    class Speechless(Offers):
+        def propose(self, row, hypothesis, max_tokens):
+            raise Untold
+
+    def raises(*arguments):
+        raise Untold
+
+    with tools.engine_of(tools.family(), max_batch=2, proposers=[Speechless([])]) as engine:
+        expected = engine.generate([[1]], max_tokens=9, speculation=False)[0].token_ids
+        other = engine.submit([1], max_tokens=9, speculation=False)
+        if place == "drafter":
+            tools.runner_of(engine, "draft").hook = raises
+        options = {"on_step": raises} if place == "on_step" else {}
+        answer = engine.generate([[1]], max_tokens=9, chain=["odd" if place == "proposer" else "draft"], **options)[0]
+        assert expected == other.result()[0].raise_for_error().token_ids
+        if place == "on_step":
+            assert "on_step raised Untold" == str(answer.error)
+        else:
+            assert expected == answer.raise_for_error().token_ids
+            assert (answer.stats.fallback or "").endswith("raised Untold")
 
 
 @pytest.mark.parametrize(
@@ -189,6 +267,16 @@ def test_a_policy_of_impossible_plans(tools, plan):
         ([1], {"draft_sources": [5]}, InvalidParameterError),
         ([1], {"draft_sources": 5}, InvalidParameterError),  # TypeError
         ([1], {"speculation": "no"}, InvalidParameterError),  # counts as True
+        ([1], {"timeout": 10**400}, InvalidParameterError),  # OverflowError
+        ([1], {"timeout": math.nan}, InvalidParameterError),
+        ([1], {"draft_sources": None}, InvalidParameterError),  # TypeError
+        ([1], {"keep_special_tokens": None}, InvalidParameterError),  # TypeError
+        ([1], {"chain": iter(["draft"])}, InvalidParameterError),  # TypeError
+        ([1], {"draft_sources": iter([[3]])}, InvalidParameterError),  # empty for all prompts but the first
+        ([1], {"logit_bias": {200: 1.0}}, InvalidParameterError),  # silently ignored
+        ([1], {"bad_words": [(3, 200)]}, InvalidParameterError),  # silently ignored
+        ([1], {"logit_bias": {5: 1e39}}, InvalidParameterError),  # infinite in float32: the model seems broken
+        ([1], {"logit_bias": {5: -1e39}}, InvalidParameterError),
     ],
 )
 def test_wrong_types_are_refused(tools, prompt, options, kind):
