@@ -137,6 +137,7 @@ def _engine(models: Models) -> Iterator[tuple[SpecRouter, Runner, int, torch.dev
     weight_bytes = bytes_read(pool.target.model)  # before packing drops the plain weights
     device = pool.target.model.device
     runners = pool_runners(pool, num_slots=1, pack=True)
+    weight_bytes = getattr(runners[pool.target.name], "weight_bytes", weight_bytes)  # it may keep them in fewer
     with SpecRouter(
         runners,
         target=pool.target.name,

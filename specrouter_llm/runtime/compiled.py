@@ -7,7 +7,7 @@ check at load compares it with the model's own forward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from specrouter_llm.runtime.kernels import run_forward, run_loop
 from specrouter_llm.runtime.llama_like import projections, window_of
 from specrouter_llm.runtime.openmp import run_in_team
 from specrouter_llm.runtime.packing import drop_weights
-from specrouter_llm.runtime.panels import Panels, panel_bytes
+from specrouter_llm.runtime.panels import Panels, lossless_format, panel_bytes
 from specrouter_llm.runtime.parity import check_parity, native_logits, probe_inputs
 from specrouter_llm.runtime.probe import is_stable_in
 from specrouter_llm.runtime.records import LAYER, STEP
@@ -80,8 +80,9 @@ class CompiledRunner:
         self._embedding: Tensor = model.get_input_embeddings().weight.detach().contiguous()
         self._rotary: nn.Module = model.model.rotary_emb
         self._norm: Tensor = model.model.norm.weight.detach().contiguous()
-        self._layers = [_layer(layer, keep) for layer in model.model.layers]
-        self._head = _pack([model.get_output_embeddings()], keep)
+        stored = lossless_format(_weights(model))
+        self._layers = [_layer(layer, stored, keep) for layer in model.model.layers]
+        self._head = _pack([model.get_output_embeddings()], stored, keep)
         self._table = np.array([_record(layer) for layer in self._layers], LAYER)
         self._step = np.zeros(1, STEP)
         self._step_address: int = self._step.ctypes.data
@@ -106,6 +107,7 @@ class CompiledRunner:
             len(self._layers),
         )
         step["heads"], step["key_heads"], step["head_size"] = self._heads, self._key_heads, self._head_dim
+        step["stored"] = self._head.stored
         step["layers"], step["embedding"] = self._table.ctypes.data, self._embedding.data_ptr()
         step["head"], step["head_panels"] = self._head.weight_address, self._head.number
         step["norm"], step["eps"], step["vocab"] = self._norm.data_ptr(), eps, self.vocab_size
@@ -218,6 +220,11 @@ class CompiledRunner:
         """All packed matrices in the order in which a forward multiplies by them."""
         return [*(matrix for layer in self._layers for matrix in layer.matrices), self._head]
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of these, all of which a forward reads."""
+        return sum(matrix.nbytes for matrix in self.matrices)
+
     def clear(self, slot: int) -> None:
         with torch.inference_mode():
             self._cache.clear(slot)
@@ -234,9 +241,18 @@ class CompiledRunner:
 
 
 def compiled_bytes(model: PreTrainedModel) -> int:
-    """Bytes of the matrices that a runner of this model holds; the model may be on `meta`."""
+    """Bytes of the matrices that a runner of this model holds, at most; the model may be on `meta`."""
+    return sum(map(panel_bytes, _all_groups(model)))
+
+
+def _all_groups(model: PreTrainedModel) -> list[list[nn.Linear]]:
     groups = [group for layer in model.model.layers for group in _groups(layer)]
-    return sum(map(panel_bytes, [*groups, [model.get_output_embeddings()]]))
+    return [*groups, [model.get_output_embeddings()]]
+
+
+def _weights(model: PreTrainedModel) -> Iterator[Tensor]:
+    """All matrices of a forward, the head first: it is what most often has a format of its own."""
+    return (linear.weight for group in reversed(_all_groups(model)) for linear in group)
 
 
 def _groups(module: Any) -> tuple[list[nn.Linear], ...]:
@@ -249,13 +265,13 @@ def _width(outputs: int) -> int:
     return -(-int(outputs) // PANEL) * PANEL
 
 
-def _layer(module: Any, keep: bool) -> _Layer:
+def _layer(module: Any, stored: int, keep: bool) -> _Layer:
     attention = module.self_attn
     norms = [module.input_layernorm, module.post_attention_layernorm]
     norms += [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
     return _Layer(
         norms=tuple(None if norm is None else norm.weight.detach().contiguous() for norm in norms),
-        matrices=tuple(_pack(group, keep) for group in _groups(module)),
+        matrices=tuple(_pack(group, stored, keep) for group in _groups(module)),
         sizes=(
             window_of(attention) or 0,
             *(0.0 if norm is None else norm.variance_epsilon for norm in norms),
@@ -272,8 +288,8 @@ def _record(layer: _Layer) -> tuple[float, ...]:
     return (*norms, *matrices, 0, 0, window, *numbers, 0.0)
 
 
-def _pack(sources: Sequence[nn.Linear], keep: bool) -> Panels:
-    packed = Panels(sources)
+def _pack(sources: Sequence[nn.Linear], stored: int, keep: bool) -> Panels:
+    packed = Panels(sources, stored)
     if not keep:
         drop_weights(sources)
     return packed

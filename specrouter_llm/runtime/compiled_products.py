@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, from_dtype, njit, types
 
-from specrouter_llm.runtime.records import LAYER, PRODUCT, STEP
-from specrouter_llm.runtime.tile import PANEL, ROWS, float_of_bits, link_team, make_tile, pointer_to
+from specrouter_llm.runtime.records import BFLOAT16, FLOAT16, FLOAT32, LAYER, PRODUCT, STEP
+from specrouter_llm.runtime.tile import FORMATS, PANEL, ROWS, float_of_bits, link_team, make_tile, pointer_to
 
 link_team()  # before anything is compiled
 
@@ -31,7 +31,8 @@ barrier = types.ExternalFunction("GOMP_barrier", types.void())
 thread = types.ExternalFunction("omp_get_thread_num", types.int32())
 threads = types.ExternalFunction("omp_get_num_threads", types.int32())
 
-set_tile, _add_tile = make_tile(add=False), make_tile(add=True)
+_tile, _tile_of_bfloat16 = make_tile(), make_tile(BFLOAT16)
+_tile_of_float16 = make_tile(FLOAT16 if FLOAT16 in FORMATS else FLOAT32)
 
 
 @PLAIN
@@ -55,6 +56,28 @@ def floats(address, number):
 
 
 @PLAIN
+def set_tile(rows, x, x_stride, w, w_stride, inner, out, out_stride):
+    """A tile over float32 numbers that are no weights: out = x w."""
+    _tile(rows, x, x_stride, w, w_stride, inner, out, out_stride, False)
+
+
+@PLAIN
+def _multiply_some(rows, x, x_stride, w, stored, inner, out, out_stride, add):
+    """Up to ROWS rows times one panel: out = (out +) x w."""
+    if stored == FLOAT32:
+        _tile(rows, x, x_stride, w, PANEL, inner, out, out_stride, add)
+    elif stored == BFLOAT16:
+        _tile_of_bfloat16(rows, x, x_stride, w, PANEL, inner, out, out_stride, add)
+    else:
+        _tile_of_float16(rows, x, x_stride, w, PANEL, inner, out, out_stride, add)
+
+
+@PLAIN
+def _panel_bytes(stored, inner):
+    return (4 if stored == FLOAT32 else 2) * inner * PANEL
+
+
+@PLAIN
 def _add_bias(bias, first, rows, out, stride):
     if bias != 0:
         values = floats(bias + 4 * first, PANEL)
@@ -65,36 +88,33 @@ def _add_bias(bias, first, rows, out, stride):
 
 
 @PLAIN
-def multiply(x, x_stride, rows, w, inner, bias, out, stride, add, team) -> None:
+def multiply(x, x_stride, rows, w, stored, inner, bias, out, stride, add, team) -> None:
     """This thread's panels of out [rows, stride] = (out +) x w + bias."""
     first, last = _share(stride // PANEL, team)
     for panel in range(first, last):
-        weight = w + 4 * panel * inner * PANEL
+        weight = w + panel * _panel_bytes(stored, inner)
         for row in range(0, rows, ROWS):
             number = min(ROWS, rows - row)
             some = x + 4 * row * x_stride
             place = out + 4 * (row * stride + panel * PANEL)
-            if add:
-                _add_tile(number, some, x_stride, weight, PANEL, inner, place, stride)
-            else:
-                set_tile(number, some, x_stride, weight, PANEL, inner, place, stride)
+            _multiply_some(number, some, x_stride, weight, stored, inner, place, stride, add)
         _add_bias(bias, panel * PANEL, rows, out, stride)
 
 
 @REORDERED
-def open_gate(x, x_stride, rows, layer, inner, out, stride, team) -> None:
+def open_gate(x, x_stride, rows, layer, stored, inner, out, stride, team) -> None:
     """This thread's panels of out = silu(gate) * up; `out` holds the gate until it is used."""
     up = np.empty(ROWS * PANEL, np.float32)
     beside = up.ctypes.data
     first, last = _share(stride // PANEL, team)
     for panel in range(first, last):
-        skip = 4 * panel * inner * PANEL
+        skip = panel * _panel_bytes(stored, inner)
         for row in range(0, rows, ROWS):
             number = min(ROWS, rows - row)
             some = x + 4 * row * x_stride
             place = out + 4 * (row * stride + panel * PANEL)
-            set_tile(number, some, x_stride, layer.gate + skip, PANEL, inner, place, stride)
-            set_tile(number, some, x_stride, layer.up + skip, PANEL, inner, beside, PANEL)
+            _multiply_some(number, some, x_stride, layer.gate + skip, stored, inner, place, stride, False)
+            _multiply_some(number, some, x_stride, layer.up + skip, stored, inner, beside, PANEL, False)
             _add_bias(layer.gate_bias, panel * PANEL, number, out + 4 * row * stride, stride)
             if layer.up_bias != 0:
                 _add_bias(layer.up_bias + 4 * panel * PANEL, 0, number, beside, PANEL)

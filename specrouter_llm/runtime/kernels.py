@@ -267,20 +267,22 @@ def _forward(step, team):
         layer = layers[i]
         _norm_rows(step.stream, step.normed, wide, tokens, hidden, layer.input_norm, layer.input_eps, team)
         barrier()
-        multiply(step.normed, wide, tokens, layer.qkv, hidden, layer.qkv_bias, step.qkv, states, False, team)
+        given = step.normed, wide, tokens
+        multiply(*given, layer.qkv, step.stored, hidden, layer.qkv_bias, step.qkv, states, False, team)
         barrier()
         _rotate_and_store(step, layer, slots, i == step.num_layers - 1, team)
         barrier()
         _attend(step, layer, team)
         barrier()
         given = step.attended, queries, tokens
-        multiply(*given, layer.output, queries, layer.output_bias, step.stream, wide, True, team)
+        multiply(*given, layer.output, step.stored, queries, layer.output_bias, step.stream, wide, True, team)
         barrier()
         _norm_rows(step.stream, step.normed, wide, tokens, hidden, layer.inner_norm, layer.inner_eps, team)
         barrier()
-        open_gate(step.normed, wide, tokens, layer, hidden, step.opened, opened, team)
+        open_gate(step.normed, wide, tokens, layer, step.stored, hidden, step.opened, opened, team)
         barrier()
-        multiply(step.opened, opened, tokens, layer.down, step.inner, layer.down_bias, step.stream, wide, True, team)
+        given = step.opened, opened, tokens
+        multiply(*given, layer.down, step.stored, step.inner, layer.down_bias, step.stream, wide, True, team)
         barrier()
     _logits(step, slots, wide, team)
 
@@ -295,7 +297,7 @@ def _logits(step, slots, wide, team):
         source = step.stream + 4 * wanted[i] * wide
         _norm_row(source, step.hidden, step.norm, step.eps, step.normed + 4 * i * wide)
     barrier()
-    multiply(step.normed, wide, number, step.head, step.hidden, 0, step.logits, width, False, team)
+    multiply(step.normed, wide, number, step.head, step.stored, step.hidden, 0, step.logits, width, False, team)
     barrier()
     for i in range(team[0], number, team[1]):
         token = wanted[i]
@@ -380,7 +382,8 @@ def _entries(sources: str, *, cache: bool) -> tuple[Any, Any, Any]:
     def run_product(product):
         _ = sources
         p = carray(product, 1)[0]
-        multiply(p.x, p.inner, p.rows, p.weight, p.inner, 0, p.out, p.panels * PANEL, False, (thread(), threads()))
+        team, width = (thread(), threads()), p.panels * PANEL
+        multiply(p.x, p.inner, p.rows, p.weight, p.stored, p.inner, 0, p.out, width, False, team)
 
     return run_forward, run_loop, run_product
 

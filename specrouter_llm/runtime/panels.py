@@ -1,8 +1,12 @@
-"""Weights as the compiled forward reads them: panels of outputs, one after the other in memory."""
+"""Weights as the compiled forward reads them: panels of outputs, one after the other in memory.
+
+Most checkpoints are stored in 16 bits, and every number of those is one of float32 too. What a checkpoint's weights are in
+float32 is kept in 16 bits again where nothing is lost by it: a step reads half as many bytes, and has the same bits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -11,30 +15,49 @@ from torch import Tensor, nn
 from specrouter_llm.runtime.kernels import run_product
 from specrouter_llm.runtime.openmp import run_in_team
 from specrouter_llm.runtime.packing import joined_bias
-from specrouter_llm.runtime.records import PRODUCT
-from specrouter_llm.runtime.tile import PANEL
+from specrouter_llm.runtime.records import BFLOAT16, FLOAT16, FLOAT32, PRODUCT
+from specrouter_llm.runtime.tile import FORMATS, LANES, PANEL
+
+_TYPES = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16, FLOAT16: torch.float16}
+_ROWS_AT_ONCE = 1024
+"""Of a matrix, when it is looked through."""
 
 
 def panel_bytes(sources: Sequence[nn.Linear]) -> int:
-    """Bytes of the matrix of these layers."""
+    """Bytes of the matrix of these layers, at most: in float32."""
     outputs = sum(linear.out_features for linear in sources)
     return int(4 * -(-outputs // PANEL) * PANEL * sources[0].in_features)
+
+
+def lossless_format(weights: Iterable[Tensor]) -> int:
+    """The shortest format that holds all numbers of these float32 matrices as they are."""
+    left = [stored for stored in FORMATS if stored != FLOAT32]
+    for weight in weights:
+        for rows in weight.detach().split(_ROWS_AT_ONCE):
+            left = [stored for stored in left if torch.equal(rows, rows.to(_TYPES[stored]).float())]
+            if not left:
+                return FLOAT32
+    return left[0]
 
 
 class Panels:
     """One or several plain float32 linear layers of the same input as one matrix [panels, in, PANEL]."""
 
-    def __init__(self, sources: Sequence[nn.Linear]) -> None:
+    def __init__(self, sources: Sequence[nn.Linear], stored: int = FLOAT32) -> None:
+        """`stored` in a format that loses nothing; see `lossless_format`."""
         self.in_features = sources[0].in_features
         self.out_features = sum(linear.out_features for linear in sources)
         self.number = -(-self.out_features // PANEL)
-        # Compiled code reads float32, whatever torch's defaults are by now.
+        self.stored = stored
+        # Compiled code reads these types, whatever torch's defaults are by now.
         shape = self.number, self.in_features, PANEL
-        self._weight = torch.zeros(shape, dtype=torch.float32, device="cpu")
+        self._weight = torch.zeros(shape, dtype=_TYPES[stored], device="cpu")
         done = 0
         for linear in sources:
             self._write(linear.weight.detach(), done)
             done += linear.out_features
+        if stored == BFLOAT16:
+            _interleave(self._weight)
         bias = joined_bias(sources)
         self._bias = None if bias is None else nn.functional.pad(bias, (0, self.number * PANEL - self.out_features))
 
@@ -54,6 +77,11 @@ class Panels:
             first += number
 
     @property
+    def nbytes(self) -> int:
+        """Of the weights."""
+        return int(self._weight.nbytes)
+
+    @property
     def weight_address(self) -> int:
         return int(self._weight.data_ptr())
 
@@ -66,7 +94,14 @@ class Panels:
         """[n, in] -> [n, out], without the bias."""
         rows = rows.contiguous()
         out = torch.empty(len(rows), self.number * PANEL, dtype=torch.float32, device="cpu")
-        numbers = (rows.data_ptr(), len(rows), self.in_features, self.weight_address, self.number, out.data_ptr())
-        product = np.array([numbers], PRODUCT)
+        given = (rows.data_ptr(), len(rows), self.in_features, self.weight_address, self.stored)
+        product = np.array([(*given, self.number, out.data_ptr())], PRODUCT)
         run_in_team(run_product.address, product.ctypes.data)
         return out[:, : self.out_features]
+
+
+def _interleave(panels: Tensor) -> None:
+    """Puts the two vectors of each input into one of 32 bits a lane: number i of the first in the lower half of lane i, that of
+    the second in the upper half. From there both become float32 by one instruction each."""
+    for panel in panels:
+        panel.copy_(panel.unflatten(1, (2, LANES)).transpose(1, 2).flatten(1).clone())

@@ -1,7 +1,9 @@
 """The tile: a few rows times one panel of a matrix, the one loop that all products of the compiled forward are made of.
 
-A panel holds PANEL outputs of a matrix side by side, [in, PANEL]. Each output is summed over the inputs in their order, by
-one fused multiply-add each, so its bits depend on its own row alone: not on how many rows run beside it, nor on threads.
+A panel holds PANEL outputs of a matrix side by side, [in, PANEL], in float32 or in one of the formats of 16 bits, whose numbers
+are all numbers of float32 too: they become such where they are used, so the format changes no bit.
+Each output is summed over the inputs in their order, by one fused multiply-add each, so its bits depend on its own row alone:
+not on how many rows run beside it, nor on threads.
 The accumulators of up to ROWS rows stay in vector registers, which no compiler does by itself with a loop over an array;
 hence the instructions are written down here.
 """
@@ -21,6 +23,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from specrouter_llm.runtime.openmp import team_library
+from specrouter_llm.runtime.records import BFLOAT16, FLOAT16, FLOAT32
 
 LANES: int
 ROWS: int
@@ -33,23 +36,36 @@ addresses of the rows, too (with 12 a tile takes twice as long)."""
 VECTORS = 2
 PANEL: int = VECTORS * LANES
 """Outputs in a panel."""
+FORMATS: tuple[int, ...] = (FLOAT32, BFLOAT16, FLOAT16) if "+f16c" in _features else (FLOAT32, BFLOAT16)
+"""How matrices may be stored here."""
 
 _FLOAT = ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _INDEX = ir.IntType(64)
 _INT = ir.IntType(32)
+_INTS = ir.VectorType(_INT, LANES)
+_HALF = ir.HalfType()
 
 
-def make_tile(*, add: bool) -> Callable[..., None]:
-    """The tile for jitted code: (rows, x, x_stride, w, w_stride, inner, out, out_stride), for 1 to ROWS rows.
+def make_tile(stored: int = FLOAT32) -> Callable[..., None]:
+    """The tile for jitted code: (rows, x, x_stride, w, w_stride, inner, out, out_stride, add), for 1 to ROWS rows.
 
-    Pointers are addresses; strides count float32 numbers, from row to row of x and out and from input to input of w.
-    `add` adds to what stands in `out`.
+    Pointers are addresses; strides count numbers, from row to row of x and out and from input to input of w, whose numbers are
+    stored so. Where `add` is true they are added to what stands in `out`.
     """
 
     @intrinsic
     def tile(
-        typing: Any, rows: Any, x: Any, x_stride: Any, w: Any, w_stride: Any, inner: Any, out: Any, out_stride: Any
+        typing: Any,
+        rows: Any,
+        x: Any,
+        x_stride: Any,
+        w: Any,
+        w_stride: Any,
+        inner: Any,
+        out: Any,
+        out_stride: Any,
+        add: Any,
     ) -> tuple[Any, Callable[..., Any]]:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             done = builder.append_basic_block("done")
@@ -58,29 +74,38 @@ def make_tile(*, add: bool) -> Callable[..., None]:
                 block = builder.append_basic_block("tile")
                 choice.add_case(_INDEX(number), block)
                 builder.position_at_end(block)
-                _emit(builder, number, add, *args[1:])
+                _emit(builder, number, stored, *args[1:])
                 builder.branch(done)
             builder.position_at_end(done)
             return context.get_dummy_value()
 
-        return types.void(*(types.intp,) * 8), generate
+        return types.void(*(types.intp,) * 8, types.boolean), generate
 
     return tile  # type: ignore[no-any-return]  # numba is untyped
 
 
 def _emit(
-    b: Any, rows: int, add: bool, x: Any, x_stride: Any, w: Any, w_stride: Any, inner: Any, out: Any, out_stride: Any
+    b: Any,
+    rows: int,
+    stored: int,
+    x: Any,
+    x_stride: Any,
+    w: Any,
+    w_stride: Any,
+    inner: Any,
+    out: Any,
+    out_stride: Any,
+    add: Any,
 ) -> None:
     fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32")
     inputs = [_at(b, x, b.mul(x_stride, _INDEX(row))) for row in range(rows)]
-    panel = _at(b, w, _INDEX(0))
     before, loop, after = b.block, b.append_basic_block("inner"), b.append_basic_block("sums")
     b.branch(loop)
     b.position_at_end(loop)
     step = b.phi(_INDEX)
     step.add_incoming(_INDEX(0), before)
     sums = [[b.phi(_VECTOR) for _ in range(VECTORS)] for _ in range(rows)]
-    weights = [_load(b, b.gep(panel, [b.add(b.mul(step, w_stride), _INDEX(LANES * v))])) for v in range(VECTORS)]
+    weights = _WEIGHTS[stored](b, w, b.mul(step, w_stride))
     summed = []
     for line, start in zip(sums, inputs, strict=True):
         number = _spread(b, b.load(b.gep(start, [step])))
@@ -96,17 +121,38 @@ def _emit(
     for row, line in enumerate(summed):
         for v, value in enumerate(line):
             place = _at(b, out, b.add(b.mul(out_stride, _INDEX(row)), _INDEX(LANES * v)))
-            result = b.fadd(_load(b, place), value) if add else value
+            result = b.select(add, b.fadd(_load(b, place), value), value)
             b.store(result, b.bitcast(place, _VECTOR.as_pointer())).align = 4
 
 
-def _at(b: Any, address: Any, offset: Any) -> Any:
-    """A pointer to the float at an address and an offset."""
-    return b.gep(b.inttoptr(address, _FLOAT.as_pointer()), [offset])
+def _floats(b: Any, w: Any, offset: Any) -> list[Any]:
+    """VECTORS vectors of weights behind so many others."""
+    return [_load(b, _at(b, w, b.add(offset, _INDEX(LANES * v)))) for v in range(VECTORS)]
 
 
-def _load(b: Any, place: Any) -> Any:
-    loaded = b.load(b.bitcast(place, _VECTOR.as_pointer()))
+def _halves(b: Any, w: Any, offset: Any) -> list[Any]:
+    """The same of float16."""
+    places = [_at(b, w, b.add(offset, _INDEX(LANES * v)), _HALF) for v in range(VECTORS)]
+    return [b.fpext(_load(b, place, ir.VectorType(_HALF, LANES)), _VECTOR) for place in places]
+
+
+def _high_halves(b: Any, w: Any, offset: Any) -> list[Any]:
+    """The same of bfloat16, the upper half of a float32, laid out in pairs; see `panels`."""
+    pairs = _load(b, _at(b, w, offset, ir.IntType(16)), _INTS)
+    low, high = b.shl(pairs, _INTS([16] * LANES)), b.and_(pairs, _INTS([0xFFFF0000] * LANES))
+    return [b.bitcast(low, _VECTOR), b.bitcast(high, _VECTOR)]
+
+
+_WEIGHTS = {FLOAT32: _floats, BFLOAT16: _high_halves, FLOAT16: _halves}
+
+
+def _at(b: Any, address: Any, offset: Any, kind: Any = _FLOAT) -> Any:
+    """A pointer to the number at an address and an offset."""
+    return b.gep(b.inttoptr(address, kind.as_pointer()), [offset])
+
+
+def _load(b: Any, place: Any, kind: Any = _VECTOR) -> Any:
+    loaded = b.load(b.bitcast(place, kind.as_pointer()))
     loaded.align = 4
     return loaded
 
