@@ -15,8 +15,10 @@ from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails, Us
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
 
+from langchain_specrouter.malformed import marked
 from specrouter_llm import Completion
 from specrouter_llm.chat import ChatDelta, ChatResult, usage
+from specrouter_llm.chat import ToolCall as WrittenCall
 
 REASONING = "reasoning_content"
 
@@ -26,7 +28,7 @@ def delta_chunk(delta: ChatDelta) -> ChatGenerationChunk | None:
     if not (delta.content or delta.reasoning or delta.tool_calls):
         return None
     calls = [
-        tool_call_chunk(name=piece.name, args=piece.arguments, id=piece.id, index=piece.index)
+        tool_call_chunk(name=piece.name or None, args=piece.arguments, id=piece.id, index=piece.index)
         for piece in delta.tool_calls
     ]
     thought = {REASONING: delta.reasoning} if delta.reasoning else {}
@@ -34,8 +36,19 @@ def delta_chunk(delta: ChatDelta) -> ChatGenerationChunk | None:
     return ChatGenerationChunk(message=message)
 
 
-def last_chunk(result: ChatResult, response_metadata: dict[str, Any], extra: dict[str, Any]) -> ChatGenerationChunk:
-    """The chunk that carries usage and metadata; `extra` are additional_kwargs."""
+def last_chunks(
+    result: ChatResult, response_metadata: dict[str, Any], extra: dict[str, Any]
+) -> list[ChatGenerationChunk]:
+    """A chunk that marks malformed calls, if there are any, and the one that carries usage and metadata.
+
+    `extra` are additional_kwargs.
+    """
+    marks = [
+        tool_call_chunk(name=None, args=marked(""), id=None, index=index)
+        for index, call in enumerate(result.tool_calls)
+        if _arguments(call)[0] is None
+    ]
+    chunks = [ChatGenerationChunk(message=AIMessageChunk(content="", tool_call_chunks=marks))] if marks else []
     message = AIMessageChunk(
         content="",
         additional_kwargs=extra,
@@ -43,7 +56,7 @@ def last_chunk(result: ChatResult, response_metadata: dict[str, Any], extra: dic
         usage_metadata=usage_metadata(result),
         chunk_position="last",
     )
-    return ChatGenerationChunk(message=message, generation_info={"finish_reason": result.finish_reason})
+    return [*chunks, ChatGenerationChunk(message=message, generation_info={"finish_reason": result.finish_reason})]
 
 
 def generation(result: ChatResult, response_metadata: dict[str, Any], extra: dict[str, Any]) -> ChatGeneration:
@@ -65,7 +78,7 @@ def tool_calls(result: ChatResult) -> tuple[list[ToolCall], list[InvalidToolCall
     valid: list[ToolCall] = []
     invalid: list[InvalidToolCall] = []
     for call in result.tool_calls:
-        arguments, error = (None, call.error) if call.error else _object(call.arguments)
+        arguments, error = _arguments(call)
         if arguments is None:
             invalid.append(invalid_tool_call(name=call.name or None, args=call.arguments, id=call.id, error=error))
         else:
@@ -94,9 +107,12 @@ def token_usage(completions: Sequence[Completion]) -> dict[str, int]:
     return {**sums, "total_tokens": sum(sums.values())}
 
 
-def _object(arguments: str) -> tuple[dict[str, Any] | None, str | None]:
+def _arguments(call: WrittenCall) -> tuple[dict[str, Any] | None, str | None]:
+    """The arguments of a call that can be run, or what is wrong with it."""
+    if call.error:
+        return None, call.error
     try:
-        parsed = json.loads(arguments or "{}")
+        parsed = json.loads(call.arguments or "{}")
     except ValueError as error:
         return None, f"the arguments are not JSON: {error}"
     return (parsed, None) if isinstance(parsed, dict) else (None, "the arguments are not a JSON object")

@@ -13,7 +13,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import Field, model_validator
 
-from langchain_specrouter.answers import delta_chunk, generation, last_chunk
+from langchain_specrouter.answers import delta_chunk, generation, last_chunks
 from langchain_specrouter.batching import ConcurrentRuns
 from langchain_specrouter.errors import SpecRouterInvalidRequestError, check_whole, core_errors
 from langchain_specrouter.messages import to_chat
@@ -173,10 +173,10 @@ class ChatSpecRouter(ConcurrentRuns, SpecRouterSettings, BaseChatModel):
                         yield chunk
                 result = handle.result()[0]
         stats.dispatch(result.completion, call.model)
-        chunk = _last_chunk(result, call, stats, tokenizer)
-        if run_manager is not None:
-            run_manager.on_llm_new_token("", chunk=chunk)
-        yield chunk
+        for chunk in _last_chunks(result, call, stats, tokenizer):
+            if run_manager is not None:
+                run_manager.on_llm_new_token("", chunk=chunk)
+            yield chunk
 
     async def _astream(
         self,
@@ -197,10 +197,10 @@ class ChatSpecRouter(ConcurrentRuns, SpecRouterSettings, BaseChatModel):
                         yield chunk
                 result = (await handle.aresult())[0]
         await stats.adispatch(result.completion, call.model)
-        chunk = _last_chunk(result, call, stats, tokenizer)
-        if run_manager is not None:
-            await run_manager.on_llm_new_token("", chunk=chunk)
-        yield chunk
+        for chunk in _last_chunks(result, call, stats, tokenizer):
+            if run_manager is not None:
+                await run_manager.on_llm_new_token("", chunk=chunk)
+            yield chunk
 
     # ---------------------------------------------------------------- one call
 
@@ -318,11 +318,11 @@ def _chat_result(
     )
 
 
-def _last_chunk(
+def _last_chunks(
     result: chat.ChatResult, call: Call, stats: Statistics, tokenizer: Tokenizer | None
-) -> ChatGenerationChunk:
+) -> list[ChatGenerationChunk]:
     """Raises SpecRouterTimeoutError, SpecRouterCancelledError."""
-    return last_chunk(result, *_reported(result, call, stats, tokenizer))
+    return last_chunks(result, *_reported(result, call, stats, tokenizer))
 
 
 def _reported(

@@ -99,6 +99,33 @@ def test_a_malformed_call_is_reported_not_raised(scripted, monkeypatch):
     assert call["error"]
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        '{"name": "weather", "arguments": {"city": "Par',
+        '{"name": "weather", "arguments": {"city": "Paris"}',
+        '{"name": "add", "arguments": [1, 2]}\n</tool_call>',
+        '{"arguments": {"city": "Paris"}}\n</tool_call>',
+    ],
+    ids=["cut within", "cut behind", "a list", "no name"],
+)
+@pytest.mark.parametrize("output_version", ["v0", "v1"])
+async def test_a_malformed_call_is_never_run(scripted, monkeypatch, written, output_version):
+    """Neither from an answer nor from its merged chunks, which LangChain reads as if they were not complete yet."""
+    monkeypatch.setitem(sys.modules, "llguidance", None)  # with it there would be no such call
+    model = scripted(f"<tool_call>\n{written}", max_tokens=60, output_version=output_version)
+    bound = model.bind_tools([add, weather])
+    chunks = [chunk async for chunk in bound.astream("go")]
+    messages = [bound.invoke("go"), joined(bound.stream("go")), joined(chunks)]
+    messages.append(bound.stream_events("go", version="v3").output)
+    for message in messages:
+        assert not message.tool_calls
+        assert [call["name"] for call in message.invalid_tool_calls] == [messages[0].invalid_tool_calls[0]["name"]]
+    agent = create_agent(model, tools=[add, weather])
+    streamed = agent.stream({"messages": [HumanMessage("go")]}, stream_mode="messages")
+    assert {about["langgraph_node"] for _, about in streamed} == {"model"}
+
+
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 async def test_an_agent_calls_a_tool_and_answers(scripted, tools, asynchronous):
     def script(prompt):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.utils.json import parse_partial_json
 
-from langchain_specrouter.answers import delta_chunk, generation, last_chunk, token_usage, tool_calls, usage_metadata
+from langchain_specrouter.answers import delta_chunk, generation, last_chunks, token_usage, tool_calls, usage_metadata
+from langchain_specrouter.malformed import marked, unmarked
 from specrouter_llm import Completion, FinishReason, SpeculationStats, Timings, Usage
 from specrouter_llm.chat import ChatDelta, ChatResult, ToolCall, ToolCallDelta
+from specrouter_llm.chat.parser import ReplyParser
+from specrouter_llm.chat.tool_formats import TOOL_FORMATS
 
 STATS = SpeculationStats(6, 3, 2, 4, (1, 0, 0, 1), 4, 7, ())
 COMPLETION = Completion(
@@ -38,7 +44,7 @@ def result_of(content="", reasoning="", calls=()):
 
 def merged(deltas, result) -> ChatGenerationChunk:
     chunks = [chunk for delta in deltas if (chunk := delta_chunk(delta))]
-    whole = last_chunk(result, dict(METADATA), {})
+    *chunks, whole = [*chunks, *last_chunks(result, dict(METADATA), {})]
     for chunk in reversed(chunks):
         whole = chunk + whole
     return whole
@@ -72,6 +78,46 @@ def test_a_stream_is_its_message(thoughts, texts, pieces):
         assert getattr(streamed, name) == getattr(whole, name), name
     assert streamed.response_metadata == whole.response_metadata
     assert streamed.content_blocks == whole.content_blocks
+
+
+CALLS = [
+    '{"name": "f", "arguments": {"a": [1, {"b": "x\\\\\\"}"}], "c": null}}',
+    '{"arguments": {"a": 1}, "name": "f"}',
+    '{"name": "f", "arguments": "{\\"a\\": 1}"}',
+    '{"name": "f", "arguments": {"a": 1,, }}',
+    '{"name": "f", "arguments": {"a": 1}, "parameters": {"a": 2}}',
+    '{"name": "f", "arguments": [1, 2]}',
+    '{"arguments": {"a": 1}}',
+    '{"name": "f"}',
+    "f(1)",
+    "",
+]
+
+
+@given(
+    written=st.lists(st.sampled_from(CALLS), min_size=1, max_size=3),
+    cut=st.integers(0, 300),
+    size=st.integers(1, 20),
+)
+def test_a_streamed_call_is_as_valid_as_the_invoked_one(written, cut, size):
+    """Property: wherever an answer ends within its calls, merged chunks and message agree on which of them can be run."""
+    text = "".join(f"<tool_call>\n{call}\n</tool_call>\n" for call in written)[:cut]
+    numbers = itertools.count()
+    parser = ReplyParser(TOOL_FORMATS[0], ["f"], new_id=lambda: f"c{next(numbers)}")
+    found = [*(parser.feed(text[i : i + size]) for i in range(0, len(text), size)), parser.finish()]
+    deltas = [delta(pieces.content, calls=pieces.tool_calls) for pieces in found]
+    result = result_of("".join(pieces.content for pieces in found), calls=parser.tool_calls)
+    streamed, whole = merged(deltas, result).message, generation(result, {}, {}).message
+    assert streamed.tool_calls == whole.tool_calls
+    told = [(call["id"], call["name"], unmarked(call["args"])) for call in streamed.invalid_tool_calls]
+    assert told == [(call["id"], call["name"], call["args"]) for call in whole.invalid_tool_calls]
+
+
+@given(st.text() | st.recursive(st.integers() | st.text(), st.lists).map(json.dumps), st.integers(0, 50))
+def test_nothing_can_be_read_from_marked_arguments(arguments, cut):
+    """Property: in whatever state of JSON a text ends; and the mark can be taken off again."""
+    assert parse_partial_json(marked(arguments[:cut])) is None
+    assert unmarked(marked(arguments[:cut])) == arguments[:cut]
 
 
 def test_reasoning_is_one_block_before_the_text():
