@@ -21,23 +21,33 @@ from specrouter_llm.chat import ChatDelta, ChatResult, usage
 from specrouter_llm.chat import ToolCall as WrittenCall
 
 REASONING = "reasoning_content"
+FIRST_CALL_BLOCK = 1_000_000
+"""Index of the first call among content blocks. LangChain counts blocks of text from 0, at most one for each token, and merges
+what has the same index."""
 
 
-def delta_chunk(delta: ChatDelta) -> ChatGenerationChunk | None:
-    """One step's share of a streamed answer; None if the step made no text final."""
-    if not (delta.content or delta.reasoning or delta.tool_calls):
-        return None
+def delta_chunks(delta: ChatDelta, first_call: int = 0) -> list[ChatGenerationChunk]:
+    """One step's share of a streamed answer: thoughts, text, and pieces of calls, whose indexes begin with `first_call`.
+
+    They are chunks of their own: LangChain tells the blocks of a stream apart by their place in a chunk, and makes none of
+    pieces of calls beside text.
+    """
     calls = [
-        tool_call_chunk(name=piece.name or None, args=piece.arguments, id=piece.id, index=piece.index)
+        tool_call_chunk(name=piece.name or None, args=piece.arguments, id=piece.id, index=first_call + piece.index)
         for piece in delta.tool_calls
     ]
-    thought = {REASONING: delta.reasoning} if delta.reasoning else {}
-    message = AIMessageChunk(content=delta.content, additional_kwargs=thought, tool_call_chunks=calls)
-    return ChatGenerationChunk(message=message)
+    messages = []
+    if delta.reasoning:
+        messages.append(AIMessageChunk(content="", additional_kwargs={REASONING: delta.reasoning}))
+    if delta.content:
+        messages.append(AIMessageChunk(content=delta.content))
+    if calls:
+        messages.append(AIMessageChunk(content="", tool_call_chunks=calls))
+    return [ChatGenerationChunk(message=message) for message in messages]
 
 
 def last_chunks(
-    result: ChatResult, response_metadata: dict[str, Any], extra: dict[str, Any]
+    result: ChatResult, response_metadata: dict[str, Any], extra: dict[str, Any], first_call: int = 0
 ) -> list[ChatGenerationChunk]:
     """A chunk that marks malformed calls, if there are any, and the one that carries usage and metadata.
 
@@ -45,7 +55,7 @@ def last_chunks(
     """
     marks = [
         tool_call_chunk(name=None, args=marked(""), id=None, index=index)
-        for index, call in enumerate(result.tool_calls)
+        for index, call in enumerate(result.tool_calls, first_call)
         if _arguments(call)[0] is None
     ]
     chunks = [ChatGenerationChunk(message=AIMessageChunk(content="", tool_call_chunks=marks))] if marks else []

@@ -13,7 +13,7 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import Field, model_validator
 
-from langchain_specrouter.answers import delta_chunk, generation, last_chunks
+from langchain_specrouter.answers import FIRST_CALL_BLOCK, delta_chunks, generation, last_chunks
 from langchain_specrouter.batching import ConcurrentRuns
 from langchain_specrouter.errors import SpecRouterInvalidRequestError, check_whole, core_errors
 from langchain_specrouter.messages import to_chat
@@ -167,13 +167,13 @@ class ChatSpecRouter(ConcurrentRuns, SpecRouterSettings, BaseChatModel):
             handle, tokenizer = self._submit(messages, call)
             with handle:  # leaving cancels
                 for delta in handle:
-                    if chunk := delta_chunk(delta):
+                    for chunk in delta_chunks(delta, self._first_call):
                         if run_manager is not None:
                             run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                         yield chunk
                 result = handle.result()[0]
         stats.dispatch(result.completion, call.model)
-        for chunk in _last_chunks(result, call, stats, tokenizer):
+        for chunk in self._last_chunks(result, call, stats, tokenizer):
             if run_manager is not None:
                 run_manager.on_llm_new_token("", chunk=chunk)
             yield chunk
@@ -191,16 +191,27 @@ class ChatSpecRouter(ConcurrentRuns, SpecRouterSettings, BaseChatModel):
             handle, tokenizer = await asyncio.to_thread(self._submit, messages, call)
             with handle:
                 async for delta in handle:
-                    if chunk := delta_chunk(delta):
+                    for chunk in delta_chunks(delta, self._first_call):
                         if run_manager is not None:
                             await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                         yield chunk
                 result = (await handle.aresult())[0]
         await stats.adispatch(result.completion, call.model)
-        for chunk in _last_chunks(result, call, stats, tokenizer):
+        for chunk in self._last_chunks(result, call, stats, tokenizer):
             if run_manager is not None:
                 await run_manager.on_llm_new_token("", chunk=chunk)
             yield chunk
+
+    @property
+    def _first_call(self) -> int:
+        """Index of an answer's first call in its chunks."""
+        return FIRST_CALL_BLOCK if self.output_version == "v1" else 0
+
+    def _last_chunks(
+        self, result: chat.ChatResult, call: Call, stats: Statistics, tokenizer: Tokenizer | None
+    ) -> list[ChatGenerationChunk]:
+        """Raises SpecRouterTimeoutError, SpecRouterCancelledError."""
+        return last_chunks(result, *_reported(result, call, stats, tokenizer), self._first_call)
 
     # ---------------------------------------------------------------- one call
 
@@ -316,13 +327,6 @@ def _chat_result(
     return ChatResult(
         generations=[generation(result, *_reported(result, call, stats, tokenizer)) for result in results]
     )
-
-
-def _last_chunks(
-    result: chat.ChatResult, call: Call, stats: Statistics, tokenizer: Tokenizer | None
-) -> list[ChatGenerationChunk]:
-    """Raises SpecRouterTimeoutError, SpecRouterCancelledError."""
-    return last_chunks(result, *_reported(result, call, stats, tokenizer))
 
 
 def _reported(

@@ -29,6 +29,14 @@ from specrouter_llm.text.tokenizer import Tokenizer
 os.environ.setdefault("LANGSMITH_TRACING", "false")  # nothing leaves the machine
 
 
+THINKING = """{%- if tools %}<|system|>{{ tools | tojson }}<|end|>{%- endif %}
+{%- for m in messages %}<|{{ m.role }}|>
+{%- if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{%- endif %}{{ m.content }}
+{%- for call in m.tool_calls or () %}<tool_call>{{ call.function | tojson }}</tool_call>{%- endfor %}<|end|>
+{%- endfor %}<|assistant|>"""
+"""A template of a model that thinks aloud, and is shown what it thought."""
+
+
 class ScriptedModel:
     """Logits [V] that spell out `script(prompt)`, in whatever pieces and JSON spacing a grammar leaves it."""
 
@@ -90,10 +98,15 @@ class GatedRunner(ContextRunner):
 
 
 def scripted_engine(
-    script: Callable[[str], str], *, seconds: float = 0.0, gate: threading.Event | None = None, **config
+    script: Callable[[str], str],
+    *,
+    seconds: float = 0.0,
+    gate: threading.Event | None = None,
+    chat_template: str | None = None,
+    **config,
 ) -> SpecRouter:
     """An engine whose only model, "scripted", answers as the script says."""
-    tokenizer = demo_tokenizer()
+    tokenizer = demo_tokenizer(chat_template)
     settings = EngineConfig(**config)
     runner = GatedRunner(
         "scripted",
@@ -113,8 +126,10 @@ def scripted_engine(
     )
 
 
-def demo_tokenizer() -> Tokenizer:
-    return Tokenizer(AutoTokenizer.from_pretrained(Path(specrouter_llm.__file__).parent / "data/demo/target"))
+def demo_tokenizer(chat_template: str | None = None) -> Tokenizer:
+    hf = AutoTokenizer.from_pretrained(Path(specrouter_llm.__file__).parent / "data/demo/target")
+    hf.chat_template = chat_template or hf.chat_template
+    return Tokenizer(hf)
 
 
 def tool_text(name: str, **arguments) -> str:
@@ -136,7 +151,7 @@ def settled(engine: SpecRouter, seconds: float = 5.0) -> bool:
 @pytest.fixture(scope="session")
 def tools() -> SimpleNamespace:
     """The helpers above, for test modules (which cannot import a conftest)."""
-    return SimpleNamespace(scripted_engine=scripted_engine, settled=settled, tool_text=tool_text)
+    return SimpleNamespace(THINKING=THINKING, scripted_engine=scripted_engine, settled=settled, tool_text=tool_text)
 
 
 @pytest.fixture

@@ -38,6 +38,11 @@ def joined(chunks):
     return sum(chunks[1:], start=chunks[0])
 
 
+def blocks_of(message):
+    """All that blocks say, without what identifies them."""
+    return [{k: v for k, v in block.items() if k not in ("id", "index")} for block in message.content_blocks]
+
+
 def calls_of(message):
     return [(call["name"], call["args"]) for call in message.tool_calls]
 
@@ -88,6 +93,30 @@ def test_calls_are_blocks_of_their_own_in_v1(scripted, tools):
     for message in (model.invoke("go"), joined(model.stream("go")), model.stream_events("go", version="v3").output):
         blocks = [block for block in message.content_blocks if block["type"] == "tool_call"]
         assert [(block["name"], block["args"]) for block in blocks] == [("add", {"a": 1, "b": 2})]
+
+
+@pytest.mark.parametrize("thoughts", ["", "<think>\nI have to add them.\n</think>\n\n"])
+@pytest.mark.parametrize("said", ["", "Let me see what the two of them come to.\n"])
+@pytest.mark.parametrize("num_calls", [1, 2])
+@pytest.mark.parametrize("drafted", [False, True], ids=["token by token", "many tokens in a step"])
+async def test_blocks_of_a_stream_are_those_of_the_answer_in_v1(
+    scripted, tools, monkeypatch, thoughts, said, num_calls, drafted
+):
+    """Text, thoughts and every call, also where one step ends the one and begins the other."""
+    monkeypatch.setitem(sys.modules, "llguidance", None)  # with it a call begins a step
+    text = thoughts + said + "\n".join(tools.tool_text("add", a=i, b=2) for i in range(num_calls))
+    model = scripted(text, max_tokens=120, output_version="v1", engine={"chat_template": tools.THINKING})
+    drafts = {"chain": ["ngram"], "windows": [16], "prediction": text} if drafted else {"speculation": False}
+    bound = model.bind_tools([add], **drafts)
+    chunks = [chunk async for chunk in bound.astream("go")]
+    invoked = blocks_of(bound.invoke("go"))
+    assert [block["type"] for block in invoked] == [
+        *(["reasoning"] if thoughts else []),
+        *(["text"] if said else []),
+        *["tool_call"] * num_calls,
+    ]
+    for message in (joined(bound.stream("go")), joined(chunks), bound.stream_events("go", version="v3").output):
+        assert blocks_of(message) == invoked
 
 
 def test_a_malformed_call_is_reported_not_raised(scripted, monkeypatch):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.utils.json import parse_partial_json
 
-from langchain_specrouter.answers import delta_chunk, generation, last_chunks, token_usage, tool_calls, usage_metadata
+from langchain_specrouter.answers import delta_chunks, generation, last_chunks, token_usage, tool_calls, usage_metadata
 from langchain_specrouter.malformed import marked, unmarked
 from specrouter_llm import Completion, FinishReason, SpeculationStats, Timings, Usage
 from specrouter_llm.chat import ChatDelta, ChatResult, ToolCall, ToolCallDelta
@@ -43,7 +43,7 @@ def result_of(content="", reasoning="", calls=()):
 
 
 def merged(deltas, result) -> ChatGenerationChunk:
-    chunks = [chunk for delta in deltas if (chunk := delta_chunk(delta))]
+    chunks = [chunk for delta in deltas for chunk in delta_chunks(delta)]
     *chunks, whole = [*chunks, *last_chunks(result, dict(METADATA), {})]
     for chunk in reversed(chunks):
         whole = chunk + whole
@@ -165,4 +165,4 @@ def test_usage():
 
 
 def test_a_step_without_text_gives_no_chunk():
-    assert delta_chunk(delta()) is None
+    assert delta_chunks(delta()) == []
