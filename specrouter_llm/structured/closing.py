@@ -1,6 +1,6 @@
 """Ways to close an output: short sequences of tokens that satisfy a grammar from where it stands.
 
-The search is greedy: it takes closing brackets and quotes first, then digits, then letters; if that does not end, it
+The search is greedy: it takes closing brackets and quotes first, then digits, then letters; if that does not end soon, it
 tries all tokens in turn and takes out what was not needed; the text is then written in as few tokens as possible. It
 depends on the state of the grammar and the limit alone. What it finds is short, not always shortest: for the beginning
 of a grammar, which every request needs, `shortest` looks further.
@@ -19,7 +19,7 @@ _OPENERS, _CLOSERS = b"{[(<", b"}])>"
 _DIGITS = (*b"1234567890",)
 _NUM_WORDS = 256
 _LONGEST_SEARCH = 64
-"""Tokens of a closing for which it is worth looking for a shorter one."""
+"""Tokens of a closing for which `shortest` looks for a shorter one; for a longer one `path` tries another way."""
 
 
 class Closer:
@@ -51,11 +51,11 @@ class Closer:
             MatcherError
         """
         preferred = _rollout(matcher, limit, self._preferred)
-        if preferred is not None:
-            return self._respelled(matcher, preferred)
-        tried: dict[bytes, Iterator[int]] = {}  # what the first choice does not lead out of, another one may
-        anything = _rollout(matcher, limit, lambda mask: next(tried.setdefault(mask, self._one_by_one(mask)), None))
-        return self._respelled(matcher, _shortened(matcher, anything)) if anything is not None else None
+        found = [] if preferred is None else [self._respelled(matcher, preferred)]
+        if preferred is None or len(preferred) > _LONGEST_SEARCH:  # it may lead to a bound that is far away
+            anything = self._anything(matcher, limit if preferred is None else len(preferred))
+            found += [] if anything is None else [self._respelled(matcher, anything)]
+        return min(found, key=len, default=None)
 
     def shortest(self, matcher: Matcher, limit: int) -> tuple[tuple[int, ...] | None, bool]:
         """At most `limit` tokens that satisfy the grammar, and whether no fewer do. The matcher is left as it was.
@@ -70,6 +70,12 @@ class Closer:
         text = search.text(len(path))
         shorter = self._spelling.shortest(text) if text is not None else path
         return (shorter, search.complete) if matcher.closes(shorter) else (path, False)
+
+    def _anything(self, matcher: Matcher, limit: int) -> list[int] | None:
+        """A way out where the first choice is not one, or a long one: another choice may be."""
+        tried: dict[bytes, Iterator[int]] = {}
+        path = _rollout(matcher, limit, lambda mask: next(tried.setdefault(mask, self._one_by_one(mask)), None))
+        return None if path is None else _shortened(matcher, path)
 
     def _respelled(self, matcher: Matcher, path: Sequence[int]) -> tuple[int, ...]:
         """The same text in as few tokens as possible."""

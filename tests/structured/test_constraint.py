@@ -112,6 +112,22 @@ def test_closings_are_short(tools, schema, text):
     assert re.sub('"kind":"(first|second)"', '"kind":"KIND"', tools.tokenizer.decode(closing)) == text
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "format": "uri", "minLength": 1, "maxLength": 2083},  # pydantic's HttpUrl
+        {"type": "string", "format": "email", "maxLength": 1000},
+        {"type": "string", "pattern": "^[a-z]+:[a-z]+$", "maxLength": 2083},
+    ],
+    ids=["uri", "email", "pattern"],
+)
+def test_a_bound_far_away_is_not_written_up_to(tools, schema):
+    """The way that is preferred leads on and on, to the bound: another one is tried."""
+    whole = {"type": "object", "properties": {"v": schema}, "required": ["v"]}
+    closing = tools.constraint(json_schema=whole)._grammar.shortest
+    assert len(closing) <= 12, tools.tokenizer.decode(closing)
+
+
 @given(st.sampled_from(sorted(SPECS)), st.integers(0, 10**6))
 @settings(max_examples=60, deadline=None)
 def test_a_matcher_after_hypotheses_equals_a_fresh_one(tools, name, seed):
