@@ -101,6 +101,26 @@ def test_function_agent(scripted):
     assert all(turn.raw["usage"]["completion_tokens"] > 0 for turn in turns)
 
 
+def test_an_agents_thoughts_are_offered_to_the_template(scripted):
+    """Templates of thinking models show what was thought since the last question, so that it is not thought again."""
+    template = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|{{ m.role }}|>"
+        "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+        "{% for c in m.tool_calls or () %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<|end|>"
+        "{% endfor %}<|assistant|>"
+    )
+    prompts = []
+
+    def reply(prompt):
+        prompts.append(prompt)
+        thought = "<think>\nI have to add them.\n</think>\n\n"
+        return "It is 3." if "<|tool|>3" in prompt else thought + call("add", '{"a": 1, "b": 2}')
+
+    output, _ = agent_run(scripted(reply, engine_options={"chat_template": template}))
+    assert output.response.content == "It is 3."
+    assert "<think>I have to add them.</think><tool_call>" in prompts[-1]
+
+
 @pytest.mark.parametrize(
     ("first", "told"),
     [(call("add", '{"a": }'), "malformed call"), (call("subtract", "{}"), "subtract not found")],

@@ -44,7 +44,7 @@ def test_roles(role, expected):
 
 
 def test_blocks_that_are_text():
-    """Texts stand on lines of their own; thoughts and cache marks are not repeated to the model."""
+    """Texts stand on lines of their own; thoughts and cache marks are not among them."""
     blocks = [
         ThinkingBlock(content="hmm"),
         TextBlock(text="one"),
@@ -52,6 +52,20 @@ def test_blocks_that_are_text():
         CitableBlock(title="t", source="s", content=[TextBlock(text="two")]),
     ]
     assert to_openai([ChatMessage(role="user", blocks=blocks)]) == [{"role": "user", "content": "one\ntwo"}]
+
+
+def test_thoughts_of_the_assistant():
+    """They go where templates look for them; which turns show them again is up to the template."""
+    blocks = [
+        ThinkingBlock(content="I must "),
+        TextBlock(text="Let me see."),
+        ThinkingBlock(content="add."),
+        ThinkingBlock(),
+    ]
+    said = {"role": "assistant", "content": "Let me see."}
+    assert to_openai([ChatMessage(role="assistant", blocks=blocks)]) == [{**said, "reasoning_content": "I must add."}]
+    assert to_openai([ChatMessage(role="assistant", blocks=blocks[1:2])]) == [said]
+    assert "reasoning_content" not in to_openai([ChatMessage(role="user", blocks=blocks)])[0]
 
 
 @pytest.mark.parametrize("block", [ImageBlock(image=b"x"), AudioBlock(audio=b"x")])

@@ -33,7 +33,8 @@ _ROLES = {
 
 
 def to_openai(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-    """One dict with role, content and, where there are any, tool_calls, tool_call_id and name for each message.
+    """One dict with role, content and, where there are any, reasoning_content, tool_calls, tool_call_id and name for each
+    message.
 
     Raises:
         InvalidPromptError: no messages, or a block that is not text.
@@ -46,6 +47,8 @@ def to_openai(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
 def _message(message: ChatMessage) -> dict[str, Any]:
     extra = message.additional_kwargs
     converted: dict[str, Any] = {"role": _ROLES[message.role], "content": _text(message.blocks)}
+    if converted["role"] == "assistant" and (thoughts := _thoughts(message.blocks)):
+        converted["reasoning_content"] = thoughts
     calls = [_call(block) for block in message.blocks if isinstance(block, ToolCallBlock)]
     calls = calls or [_foreign_call(call) for call in extra.get("tool_calls") or ()]
     if calls:
@@ -66,13 +69,18 @@ def _text(blocks: Iterable[ContentBlock]) -> str:
             case CitationBlock():
                 texts.append(_text([block.cited_content]))
             case ThinkingBlock() | ToolCallBlock() | CachePoint():
-                continue  # thoughts are not repeated to the model, calls have a place of their own, nothing is cached remotely
+                continue  # thoughts and calls have places of their own, nothing is cached remotely
             case _:
                 raise InvalidPromptError(
                     f"a message holds a block of type {block.block_type!r}, but this model reads text only; "
                     "describe it in a TextBlock instead"
                 )
     return "\n".join(texts)
+
+
+def _thoughts(blocks: Iterable[ContentBlock]) -> str:
+    """What the model thought in that turn: templates that show it again, as in a tool loop, do so under this name."""
+    return "".join(block.content or "" for block in blocks if isinstance(block, ThinkingBlock))
 
 
 def _call(block: ToolCallBlock) -> dict[str, Any]:
