@@ -17,6 +17,7 @@ from langchain_core.messages import (
 )
 
 from langchain_specrouter.errors import SpecRouterInvalidPromptError
+from langchain_specrouter.malformed import unmarked
 
 # Blocks of an assistant's message that say again what its `tool_calls` and reasoning hold, or are not for the prompt.
 _NOT_TEXT_OF_ASSISTANT = frozenset(
@@ -121,15 +122,19 @@ def _tool_result(block: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _tool_calls(message: AIMessage) -> list[dict[str, Any]]:
-    """Calls of the message, those in Anthropic's `tool_use` blocks included, each id once."""
+    """Calls of the message, those in Anthropic's `tool_use` blocks included, each id once; then the malformed ones."""
     calls = [(call["id"], call["name"], call["args"]) for call in message.tool_calls]
-    known = {id_ for id_, _, _ in calls}
+    malformed = [
+        _call(call["id"], call["name"] or "", unmarked(call["args"] or "")) for call in message.invalid_tool_calls
+    ]
+    known = {id_ for id_, _, _ in calls} | {call["id"] for call in malformed}
     blocks = [block for block in _blocks(message) if block.get("type") == "tool_use" and block.get("id") not in known]
     calls += [(block.get("id"), str(block.get("name")), block.get("input") or {}) for block in blocks]
-    return [
-        {"id": id_, "type": "function", "function": {"name": name, "arguments": json.dumps(args, ensure_ascii=False)}}
-        for id_, name, args in calls
-    ]
+    return [*(_call(id_, name, json.dumps(args, ensure_ascii=False)) for id_, name, args in calls), *malformed]
+
+
+def _call(call_id: str | None, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _reasoning(message: AIMessage) -> str:

@@ -128,6 +128,24 @@ def test_a_malformed_call_is_reported_not_raised(scripted, monkeypatch):
     assert call["error"]
 
 
+def test_a_model_is_shown_its_malformed_call(scripted, tools, monkeypatch):
+    """Beside the message that says what is wrong with it, whether it came whole or in chunks."""
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    prompts = set()
+
+    def script(prompt):
+        prompts.add(prompt)
+        return '<tool_call>\n{"name": "add", "arguments": {"a": 1,, }}\n</tool_call>'
+
+    model = scripted(script, max_tokens=60, engine={"chat_template": tools.THINKING}).bind_tools([add])
+    for message in (model.invoke("go"), joined(model.stream("go"))):
+        told = ToolMessage("not JSON", tool_call_id=message.invalid_tool_calls[0]["id"], status="error")
+        model.invoke([HumanMessage("go"), message, told])
+    _, shown = sorted(prompts, key=len)
+    assert "<tool_call>" in shown
+    assert "not JSON" in shown
+
+
 @pytest.mark.parametrize(
     "written",
     [

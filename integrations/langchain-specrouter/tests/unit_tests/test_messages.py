@@ -18,6 +18,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 
+from langchain_specrouter.malformed import marked
 from langchain_specrouter.messages import to_chat
 from specrouter_llm.errors import InvalidPromptError
 
@@ -50,6 +51,18 @@ def test_calls_without_an_id_are_all_sent():
     calls = [{**CALL, "id": None}, {**CALL, "name": "sub", "id": None}]
     (turn,) = to_chat([AIMessage("", tool_calls=calls)])
     assert [call["function"]["name"] for call in turn["tool_calls"]] == ["add", "sub"]
+
+
+@pytest.mark.parametrize("arguments", ['{"a": 1,, }', '{"a": "x', "[1]", ""])
+@pytest.mark.parametrize("merged", [False, True], ids=["invoked", "merged chunks"])
+def test_malformed_calls_are_shown_as_they_were_written(arguments, merged):
+    """A tool message that says what is wrong refers to them. What marks them in chunks is not for the model."""
+    invalid = {"name": "add", "args": marked(arguments) if merged else arguments, "id": "c2", "error": None}
+    (turn,) = to_chat([AIMessage("", tool_calls=[CALL], invalid_tool_calls=[invalid])])
+    sent = {"id": "c2", "type": "function", "function": {"name": "add", "arguments": arguments}}
+    assert turn["tool_calls"] == [SENT_CALL, sent]
+    nameless = AIMessage("", invalid_tool_calls=[{**invalid, "name": None}])
+    assert to_chat([nameless])[0]["tool_calls"][0]["function"] == {"name": "", "arguments": arguments}
 
 
 @pytest.mark.parametrize(
