@@ -41,6 +41,8 @@ _ROLES: tuple[tuple[type[BaseMessage], str], ...] = (
     (ToolMessage, "tool"),
     (FunctionMessage, "tool"),
 )
+_NAMED_ROLES = {"developer": "system", "human": "user", "ai": "assistant", "function": "tool"}
+"""Roles of a `ChatMessage` that templates know under another name; further ones are between caller and template."""
 
 
 def to_chat(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
@@ -77,7 +79,7 @@ def _turn(message: BaseMessage, where: str) -> dict[str, Any]:
 
 def _role(message: BaseMessage, where: str) -> str:
     if isinstance(message, ChatMessage):
-        return message.role
+        return _NAMED_ROLES.get(message.role, message.role)
     role = next((role for kind, role in _ROLES if isinstance(message, kind)), None)
     if role is None:
         raise SpecRouterInvalidPromptError(f"{where} is a {type(message).__name__}, which is no turn of a conversation")

@@ -31,7 +31,12 @@ SENT_CALL = {"id": "c1", "type": "function", "function": {"name": "add", "argume
     [
         (SystemMessage("be kind"), {"role": "system", "content": "be kind"}),
         (HumanMessage("hi", name="ann"), {"role": "user", "content": "hi", "name": "ann"}),
-        (ChatMessage("x", role="developer"), {"role": "developer", "content": "x"}),
+        (ChatMessage("x", role="developer"), {"role": "system", "content": "x"}),
+        (ChatMessage("x", role="human"), {"role": "user", "content": "x"}),
+        (ChatMessage("x", role="ai"), {"role": "assistant", "content": "x"}),
+        (ChatMessage("x", role="function"), {"role": "tool", "content": "x"}),
+        (ChatMessage("x", role="tool"), {"role": "tool", "content": "x"}),
+        (ChatMessage("x", role="critic"), {"role": "critic", "content": "x"}),
         (AIMessage(""), {"role": "assistant", "content": ""}),
         (AIMessage("", tool_calls=[CALL]), {"role": "assistant", "content": "", "tool_calls": [SENT_CALL]}),
         (
