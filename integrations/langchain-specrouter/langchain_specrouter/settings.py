@@ -166,10 +166,14 @@ class SpecRouterSettings(BaseModel):
         return super().__deepcopy__({**(memo or {}), **kept})
 
     def __getstate__(self) -> dict[Any, Any]:
-        """The description alone: a pickled model loads its engine anew."""
+        """The description alone: a pickled model loads its engine anew. Raises TypeError for one that was handed over."""
+        if self.engine is not None:
+            raise TypeError(
+                "a model on an engine of your own (engine=) cannot be pickled: nothing tells its reader which weights that "
+                "engine runs; give model= and drafts= instead"
+            )
         state = super().__getstate__()
-        private = {**(state["__pydantic_private__"] or {}), "_engines": []}
-        return {**state, "__dict__": {**state["__dict__"], "engine": None}, "__pydantic_private__": private}
+        return {**state, "__pydantic_private__": {**(state["__pydantic_private__"] or {}), "_engines": []}}
 
     # ---------------------------------------------------------------- one call
 

@@ -37,6 +37,10 @@ class SpecRouterTests(LLMConformanceTests):
         stats = llm.engine.stats
         return Work(stats.num_running + stats.num_waiting, stats.num_committed_tokens)
 
+    def test_pickled(self, llm):
+        """By its name: an engine that was handed over, as in these tests, stays where it is."""
+        super().test_pickled(SpecRouterLLM("demo"))
+
 
 class TestScripted(SpecRouterTests):
     @pytest.fixture

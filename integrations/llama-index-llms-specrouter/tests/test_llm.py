@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import pickle
 import subprocess
@@ -75,8 +76,16 @@ def test_an_engine_that_was_handed_over_stays_open(scripted):
 def test_pickling_leaves_the_engine_behind(scripted):
     """The copy describes the same model and loads it when it is used."""
     llm = SpecRouterLLM("demo", temperature=0.5, drafts=["demo/draft"])
-    copy = pickle.loads(pickle.dumps(llm))
-    assert (copy.model, copy.temperature, copy.drafts) == ("demo", 0.5, ["demo/draft"])
+    copied = pickle.loads(pickle.dumps(llm))
+    assert (copied.model, copied.temperature, copied.drafts) == ("demo", 0.5, ["demo/draft"])
+
+
+def test_an_engine_that_was_handed_over_is_shared_by_copies_and_cannot_be_pickled(scripted):
+    """Its name, which a pickled model would load, says nothing about its weights."""
+    llm = scripted("Hi.")
+    assert {copied.engine for copied in (copy.copy(llm), copy.deepcopy(llm), llm.model_copy())} == {llm.engine}
+    with pytest.raises(TypeError, match=r"engine=.* cannot be pickled.*model="):
+        pickle.dumps(llm)
 
 
 @pytest.mark.parametrize(
@@ -110,12 +119,12 @@ def test_a_copy_with_other_drafts_has_another_engine(forget):
     """Fields of the copy count, not those of the original."""
     llm = SpecRouterLLM("demo", max_tokens=3, engine_kwargs={"progress": False})
     assert "demo/draft" in llm.engine.levels
-    copy = llm.model_copy(update={"drafts": []})
-    assert "demo/draft" not in copy.engine.levels
+    copied = llm.model_copy(update={"drafts": []})
+    assert "demo/draft" not in copied.engine.levels
     own = llm.engine
     assert "demo/draft" in own.levels
     llm.close()
-    assert (own.closed, copy.engine.closed) == (True, False)
+    assert (own.closed, copied.engine.closed) == (True, False)
 
 
 # ---------------------------------------------------------------- answers

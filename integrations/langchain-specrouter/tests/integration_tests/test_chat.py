@@ -20,6 +20,7 @@ from langchain_specrouter import (
     ChatSpecRouter,
     SpecRouterInvalidPromptError,
     SpecRouterInvalidRequestError,
+    SpecRouterLLM,
     SpecRouterModelNotFoundError,
     SpecRouterStatsHandler,
 )
@@ -331,7 +332,18 @@ def test_a_loaded_model_can_be_copied(copied, demo):
     assert copied(loaded).invoke(QUESTION).content == loaded.invoke(QUESTION).content
     assert copied(loaded)._engine_of("demo", None) is loaded._engine_of("demo", None)
     loaded.close()
-    assert copied(demo).engine is (demo.engine if copied is copy.deepcopy else None)
+
+
+@pytest.mark.parametrize("cls", [ChatSpecRouter, SpecRouterLLM])
+def test_an_engine_of_ones_own_is_shared_by_copies_and_cannot_be_pickled(cls, demo_engine):
+    """Its name, which a pickled model would load, says nothing about its weights."""
+    model = cls(engine=demo_engine, max_tokens=4)
+    for copied in (copy.copy(model), copy.deepcopy(model), model.model_copy(), copy.deepcopy(model.bind(seed=1)).bound):
+        assert copied.engine is demo_engine
+        assert copied == model
+    for whole in (model, model.bind(seed=1), RunnableLambda(str) | model):
+        with pytest.raises(TypeError, match=r"engine=.* cannot be pickled.*model="):
+            pickle.dumps(whole)
 
 
 def test_drafts_for_one_call_do_not_go_with_an_engine_of_ones_own(demo):

@@ -141,6 +141,15 @@ class SpecRouterLLM(StructuredPredictionLLM):
         copied._source = copy(self._source)
         return copied
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The description alone: a pickled model loads its engine anew. Raises TypeError for one that was handed over."""
+        if self._source.is_given:
+            raise TypeError(
+                "a model on an engine of your own (engine=) cannot be pickled: nothing tells its reader which weights that "
+                "engine runs; give model= and drafts= instead"
+            )
+        return super().__getstate__()
+
     @classmethod
     def class_name(cls) -> str:
         return "SpecRouter_LLM"

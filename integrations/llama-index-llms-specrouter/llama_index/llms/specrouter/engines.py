@@ -26,6 +26,11 @@ class EngineSource:
         return self._shared
 
     @property
+    def is_given(self) -> bool:
+        """Whether the engine was handed over."""
+        return self._given is not None
+
+    @property
     def latest(self) -> SpecRouter | None:
         """The engine that was asked for last, if it is still open: nothing is loaded."""
         engine = self._given or self._shared
