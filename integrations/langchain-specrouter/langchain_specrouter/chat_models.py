@@ -27,6 +27,7 @@ from langchain_specrouter.structured import (
     json_schema,
     response_format,
     text_parser,
+    to_response_format,
     tool_parser,
     with_raw,
 )
@@ -271,11 +272,13 @@ class ChatSpecRouter(ConcurrentRuns, SpecRouterSettings, BaseChatModel):
             tool_choice: "auto", "none", "any" (or "required", True), the name of a tool, or OpenAI's dict.
                 A forced call follows the tool's schema.
             strict: as in OpenAI's schemas: all arguments required, no others allowed.
-            kwargs: bound too, such as parallel_tool_calls=False or response_format=...
+            kwargs: bound too, such as parallel_tool_calls=False or response_format=..., which may be a schema in any form.
 
         Raises:
-            SpecRouterInvalidRequestError: a choice that is not among the tools.
+            SpecRouterInvalidRequestError: a choice that is not among the tools, a response_format that is no schema.
         """
+        if "response_format" in kwargs:
+            kwargs["response_format"] = to_response_format(kwargs["response_format"])
         converted = to_tools(tools, strict=strict)
         choice = to_tool_choice(tool_choice, converted)
         return self.bind(tools=converted, **({} if choice is None else {"tool_choice": choice}), **kwargs)

@@ -15,6 +15,7 @@ from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from langchain_specrouter.errors import SpecRouterInvalidRequestError
+from specrouter_llm import StructuredOutput
 
 Method: TypeAlias = Literal["json_schema", "function_calling", "json_mode"]
 METHODS = ("json_schema", "function_calling", "json_mode")
@@ -33,6 +34,16 @@ def response_format(schema: Schema | None) -> dict[str, Any]:
         return {"type": "json_object"}
     plain = json_schema(schema)
     return {"type": "json_schema", "json_schema": {"name": str(plain.get("title", "answer")), "schema": plain}}
+
+
+def to_response_format(given: Any) -> Any:
+    """`response_format` of a schema in any form; what the engine's chat layer takes is left as it is.
+
+    Raises SpecRouterInvalidRequestError for what is neither.
+    """
+    kind = given.get("type") if isinstance(given, Mapping) else None
+    is_one = given is None or isinstance(given, StructuredOutput) or kind in ("text", "json_object", "json_schema")
+    return given if is_one else response_format(given)
 
 
 def json_schema(schema: Schema) -> dict[str, Any]:

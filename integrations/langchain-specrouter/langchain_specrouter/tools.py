@@ -43,8 +43,9 @@ def to_tool_choice(choice: ToolChoice, tools: Sequence[Mapping[str, Any]]) -> st
 
 
 def _to_tool(tool: AnyTool, strict: bool | None) -> dict[str, Any]:
-    if isinstance(tool, Mapping):
-        tool = dict(tool)
+    if isinstance(tool, Mapping):  # OpenAI's Responses API has what describes a function beside its type
+        flat = tool.get("type") == "function" and "function" not in tool
+        tool = {key: value for key, value in tool.items() if not flat or key != "type"}
     elif isinstance(tool, type) and is_pydantic(tool):
         tool = json_schema(tool)  # LangChain would inline references, and lose what refers to itself
     try:

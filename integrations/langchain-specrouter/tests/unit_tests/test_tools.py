@@ -11,7 +11,9 @@ from pydantic import BaseModel
 from pydantic.v1 import BaseModel as BaseModelV1
 
 from langchain_specrouter import ChatSpecRouter, SpecRouterInvalidRequestError
+from langchain_specrouter.structured import response_format
 from langchain_specrouter.tools import to_tool_choice, to_tools
+from specrouter_llm import StructuredOutput
 
 NAMED = {"type": "function", "function": {"name": "add"}}
 
@@ -49,7 +51,11 @@ ANTHROPIC = {
 }
 
 
-@pytest.mark.parametrize("form", [add, tool(add), Add, AddV1, AddDict, Add.model_json_schema(), ANTHROPIC])
+FLAT = {"type": "function", "name": "add", "description": "Add two numbers.", "parameters": ANTHROPIC["input_schema"]}
+"""As in OpenAI's Responses API."""
+
+
+@pytest.mark.parametrize("form", [add, tool(add), Add, AddV1, AddDict, Add.model_json_schema(), ANTHROPIC, FLAT])
 def test_every_form_of_a_tool(form):
     (converted,) = to_tools([form])
     assert converted["type"] == "function"
@@ -64,7 +70,7 @@ def test_a_tool_that_runs_at_a_provider_is_refused():
         to_tools([{"type": "web_search_preview"}])
 
 
-@pytest.mark.parametrize("wrong", [3, {"no": "name"}, "add"])
+@pytest.mark.parametrize("wrong", [3, {"no": "name"}, {"type": "function"}, "add"])
 def test_what_is_no_tool_is_refused(wrong):
     with pytest.raises(SpecRouterInvalidRequestError, match="a tool is a function"):
         to_tools([wrong])
@@ -109,6 +115,26 @@ def test_forcing_without_tools_is_an_error(choice):
 def test_a_choice_of_the_wrong_type_is_an_error():
     with pytest.raises(SpecRouterInvalidRequestError, match="must be a name, a bool or a dict"):
         to_tool_choice(3, to_tools([add]))
+
+
+@pytest.mark.parametrize("form", [Add, AddV1, AddDict, Add.model_json_schema(), response_format(Add)])
+def test_a_response_format_in_every_form_of_a_schema(form):
+    """The schema is bound, not the class: LangChain's cache tells schemas apart, but not classes of one name."""
+    bound = ChatSpecRouter(model="demo").bind_tools([], response_format=form)
+    assert bound.kwargs["response_format"]["type"] == "json_schema"
+    assert bound.kwargs["response_format"]["json_schema"]["schema"]["required"] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "form", [{"type": "json_object"}, {"type": "text"}, StructuredOutput(choice=("yes", "no")), None]
+)
+def test_a_response_format_that_is_no_schema_is_left_alone(form):
+    assert ChatSpecRouter(model="demo").bind_tools([add], response_format=form).kwargs["response_format"] == form
+
+
+def test_what_is_no_response_format_is_refused():
+    with pytest.raises(SpecRouterInvalidRequestError, match="a schema is a pydantic class"):
+        ChatSpecRouter(model="demo").bind_tools([], response_format=3)
 
 
 def test_strict_and_further_arguments_are_bound():
