@@ -55,6 +55,7 @@ def main() -> None:
     stats = SpecRouterStatsHandler()
     get_dispatcher().add_event_handler(stats)
     Settings.llm = llm = SpecRouterLLM(model=arguments.model, drafts=[], chain=["ngram"], max_tokens=40)
+    Settings.tokenizer = llm.engine.tokenizer.encode_document  # what fits into the context is counted with it
     Settings.embed_model = HashedWords()
     index = VectorStoreIndex.from_documents([Document(text=passage) for passage in PASSAGES])
     engine = index.as_query_engine(streaming=True, similarity_top_k=1, text_qa_template=PROMPT)

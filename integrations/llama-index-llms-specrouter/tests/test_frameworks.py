@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 
+import llama_index.core
 import pytest
 from llama_index.core import Document, MockEmbedding, Settings, VectorStoreIndex
 from llama_index.core.agent.workflow import AgentOutput, AgentStream, FunctionAgent, ToolCallResult
@@ -16,10 +17,11 @@ from llama_index.core.types import PydanticProgramMode
 
 @pytest.fixture
 def settings():
-    before = Settings._llm, Settings._embed_model
+    before, tokenizer = vars(Settings).copy(), llama_index.core.global_tokenizer
     Settings.embed_model = MockEmbedding(embed_dim=8)
     yield Settings
-    Settings._llm, Settings._embed_model = before
+    vars(Settings).update(before)
+    llama_index.core.global_tokenizer = tokenizer
 
 
 @pytest.fixture
@@ -31,6 +33,17 @@ def index(settings, scripted):
 
 def test_query_engine(index):
     assert str(index.as_query_engine().query("Where is Anna?")) == "In Oslo."
+
+
+@pytest.mark.parametrize(("own", "answer"), [(False, "Empty Response"), (True, "Nowhere.")], ids=["default", "own"])
+def test_passages_fit_if_the_models_tokenizer_counts_them(settings, scripted, own, answer):
+    """LlamaIndex fills the context as far as its tokenizer says; the default one does not know the model's vocabulary."""
+    settings.llm = llm = scripted("Nowhere.", engine_options={"max_context": 1500}, max_tokens=60)
+    if own:
+        settings.tokenizer = llm.engine.tokenizer.encode_document
+    text = " ".join(f"Photosynthesizing Zürich überschwänglich {i}." for i in range(400))
+    index = VectorStoreIndex.from_documents([Document(text=text)])
+    assert str(index.as_query_engine(response_mode="compact").query("Where is Anna?")) == answer
 
 
 def test_query_engine_streams(index):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import llama_index.core
 import pytest
+from llama_index.core import Settings
 from llama_index_instrumentation import get_dispatcher
 
 from specrouter_llm.chat import close_shared
@@ -16,7 +18,10 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 @pytest.fixture(scope="module", autouse=True)
 def _closed():
     handlers = list(get_dispatcher().event_handlers)
+    settings, tokenizer = vars(Settings).copy(), llama_index.core.global_tokenizer
     yield
+    vars(Settings).update(settings)
+    llama_index.core.global_tokenizer = tokenizer
     get_dispatcher().event_handlers[:] = handlers
     close_shared()
 
