@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from specrouter_llm.cli.experiment import app, show
+from specrouter_llm.cli.outputs import checked_page, writing
 
 
 @app.command()
@@ -23,7 +24,7 @@ def compare(
 
 
 def report(
-    out: Annotated[Path, typer.Argument(help="The page to write.")],
+    out: Annotated[Path, typer.Argument(help="The page to write, .html.", callback=checked_page)],
     results: Annotated[list[Path], typer.Argument(help="Results, as --out wrote them.")],
 ) -> None:
     """Join results into one HTML page with tables, plots, machine and versions."""
@@ -31,6 +32,7 @@ def report(
     from specrouter_llm.bench.report import page
 
     text = page([(path.stem, read_result(path)) for path in results])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text, encoding="utf-8")
     typer.echo(f"{out}: {len(results)} results")

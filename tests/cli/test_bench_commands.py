@@ -86,6 +86,14 @@ def test_bad_input_is_refused_before_anything_runs(run, arguments, words):
         run(*arguments)
 
 
+def test_a_forgotten_page_does_not_cost_a_result(run, tmp_path):
+    """`report RESULT RESULT`: nothing is read or written."""
+    (tmp_path / "a.json").write_text("a result")
+    with pytest.raises(InvalidParameterError, match=r"the page comes first.*\.html or \.htm, got 'a\.json'"):
+        run("report", "a.json", "a.json")
+    assert "a result" == (tmp_path / "a.json").read_text()
+
+
 def test_a_plot_without_matplotlib(run, monkeypatch):
     """The extra is named before models are loaded."""
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
