@@ -19,6 +19,7 @@ from specrouter_llm.cli.arguments import (
 )
 from specrouter_llm.cli.expanded import expanded
 from specrouter_llm.cli.options import PoolOptions, numbers, split
+from specrouter_llm.cli.outputs import checked_file, checked_plot
 
 DEMO_POOL = PoolOptions()
 
@@ -90,7 +91,8 @@ def demo(
     widen: Annotated[str, typer.Option(help="The larger shape of the second half; 'none' leaves it out.")] = "150M",
     max_tokens: MaxTokens = 96,
     plot: Annotated[
-        Path | None, typer.Option(help="Also draw the adaptive routing over time (.png, .svg or .pdf).")
+        Path | None,
+        typer.Option(help="Also draw the adaptive routing over time (.png, .svg or .pdf).", callback=checked_plot),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -130,8 +132,10 @@ def chat(
 def calibrate(
     pool: PoolOptions = DEMO_POOL,
     seconds: Annotated[float, typer.Option(help="Time for all models together, at most.")] = 20.0,
-    out: Annotated[Path | None, typer.Option(help="Write what calibration= of from_pretrained reads.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write a plot (.png, .svg or .pdf); needs matplotlib.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write what calibration= of from_pretrained reads.", callback=checked_file)
+    ] = None,
+    plot: experiment.Plot = None,
     as_json: Json = False,
 ) -> None:
     """Measure what a forward of each model costs on this machine, for the adaptive policy to start from."""

@@ -9,6 +9,7 @@ import typer
 
 from specrouter_llm.cli.arguments import Device, Dtype
 from specrouter_llm.cli.experiment import app, show
+from specrouter_llm.cli.outputs import checked_folder
 
 if TYPE_CHECKING:
     from specrouter_llm.bench.gpu import Outcome
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
 
 @app.command()
 def gpu(
-    out: Annotated[Path, typer.Option(help="Folder for the result of every part, and gpu.json, the summary.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the result of every part, and gpu.json, the summary.", callback=checked_folder),
+    ],
     tests: Annotated[Path | None, typer.Option(help="Also run the gpu-marked tests of this folder: tests/gpu.")] = None,
     size: Annotated[str, typer.Option(help="The family is widened to this; 'none' leaves it as it is.")] = "7B",
     device: Device = "cuda",

@@ -18,11 +18,13 @@ from specrouter_llm.cli.experiment import (
     Seed,
     Temperatures,
     app,
+    draw,
     finish,
     progress_bar,
     source_of,
     texts_of,
 )
+from specrouter_llm.cli.outputs import checked_file, writing
 
 WIDE = Family(widen="150M")
 
@@ -45,11 +47,9 @@ def acceptance(
 ) -> None:
     """What every level accepts of the level below, by workload; the match rate behind it, and the optimum 1 - TV."""
     from specrouter_llm.bench import acceptance as experiment
-    from specrouter_llm.bench.plots import check_plot
     from specrouter_llm.bench.texts import PROMPTS
     from specrouter_llm.bench.workloads import workload
 
-    check_plot(plot)
     chosen = [workload(source, limit) for source in sources or PROMPTS]
     workloads = {each.name: each.prompts for each in chosen}
     with progress_bar(None) as advance:
@@ -71,14 +71,13 @@ def acceptance(
         "workloads": counts,
     }
     finish("acceptance", settings, rows, experiment.table(rows), out)
-    if plot is not None:
-        experiment.plot(rows, plot)
+    draw(experiment.plot, rows, plot)
 
 
 @app.command()
 @expanded
 def recording(
-    out: Annotated[Path, typer.Argument(help="Where to write it, as JSON.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Where to write it, as JSON.", show_default=False, callback=checked_file)],
     family: Family = DEMO,
     source: Annotated[str, typer.Option("--workload", help="Built-in name, FILE or FILE#CATEGORY.")] = "qa",
     limit: Limit = 32,
@@ -93,7 +92,9 @@ def recording(
 
     with progress_bar(None) as advance:
         chosen = workload(source, limit, max_tokens=max_tokens)
-        save(record(family.models(), chosen, seed=seed, batch=batch, advance=advance), out)
+        answers = record(family.models(), chosen, seed=seed, batch=batch, advance=advance)
+    with writing(out):
+        save(answers, out)
     typer.echo(f"{len(chosen.prompts)} answers to {out}")
 
 
@@ -118,9 +119,7 @@ def calibration(
 ) -> None:
     """Predicted against observed: acceptance and time per token, for drafters with growing noise on their weights."""
     from specrouter_llm.bench import calibration as experiment
-    from specrouter_llm.bench.plots import check_plot
 
-    check_plot(plot)
     texts = texts_of(prompts, limit)
     with progress_bar(None) as advance:
         rows = experiment.measure(
@@ -146,8 +145,7 @@ def calibration(
         **source_of(prompts, texts),
     }
     finish("calibration", settings, rows, experiment.table(rows), out)
-    if plot is not None:
-        experiment.plot(rows, plot)
+    draw(experiment.plot, rows, plot)
 
 
 @app.command()
@@ -167,9 +165,7 @@ def overhead(
 ) -> None:
     """What planning costs, by part and by number of models, and what the engine does between its forwards."""
     from specrouter_llm.bench import overhead as experiment
-    from specrouter_llm.bench.plots import check_plot
 
-    check_plot(plot)
     texts = texts_of(prompts, limit)
     chosen = sizes or experiment.SIZES
     with progress_bar(pools * len(chosen) + len(texts) + 1) as advance:
@@ -178,8 +174,7 @@ def overhead(
         rows += experiment.measure_engine(models, texts, max_tokens=max_tokens, advance=advance)
     settings = {"target": family.target, "widen": family.widen, "max_tokens": max_tokens, **source_of(prompts, texts)}
     finish("overhead", settings, rows, experiment.table(rows), out)
-    if plot is not None:
-        experiment.plot(rows, plot)
+    draw(experiment.plot, rows, plot)
 
 
 @app.command()
@@ -200,9 +195,7 @@ def memory(
 ) -> None:
     """What a pool holds against what it was accounted for, by depth of the chain, and whether anything grows."""
     from specrouter_llm.bench import memory as experiment
-    from specrouter_llm.bench.plots import check_plot
 
-    check_plot(plot)
     texts, widen = texts_of(prompts, limit), None if widen == "none" else widen
     chosen = depths or experiment.DEPTHS
     with progress_bar(len(chosen)) as advance:
@@ -219,5 +212,4 @@ def memory(
         )
     settings = {"target": target, "widen": widen, "batch": batch, "max_tokens": max_tokens, **source_of(prompts, texts)}
     finish("memory", settings, rows, experiment.table(rows), out)
-    if plot is not None:
-        experiment.plot(rows, plot)
+    draw(experiment.plot, rows, plot)

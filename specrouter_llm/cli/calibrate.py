@@ -6,11 +6,12 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from specrouter_llm.bench.plots import check_plot, new_figure, save_figure
+from specrouter_llm.bench.plots import new_figure, save_figure
+from specrouter_llm.cli.experiment import show
 from specrouter_llm.cli.options import PoolOptions
+from specrouter_llm.cli.outputs import writing
 from specrouter_llm.engine.calibration import ROWS, Calibration, pool_runners
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.latency import GRID
@@ -25,7 +26,6 @@ def run(options: PoolOptions, *, seconds: float, out: Path | None, plot: Path | 
     """Measures, shows, and writes what was asked for."""
     if seconds <= 0:
         raise InvalidParameterError(f"--seconds must be positive, got {seconds:g}")
-    check_plot(plot)
     quiet = as_json or not sys.stderr.isatty()
     pool = options.pool(max_batch=ROWS, progress=not quiet)
     runners = pool_runners(pool, num_slots=ROWS, pack=True)
@@ -33,17 +33,18 @@ def run(options: PoolOptions, *, seconds: float, out: Path | None, plot: Path | 
     for runner in runners.values():
         runner.close()
     pool.close()
-    if out is not None:
-        calibration.save(out)
-    if plot is not None:
-        _plot(calibration, plot)
     if as_json:
         print(json.dumps(_milliseconds(calibration)))
-        return
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    console.print(_table(calibration))
+    else:
+        show(_table(calibration))
     if out is not None:
-        console.print(f"Written to {out.name}; use it with SpecRouter.from_pretrained(..., calibration=...)")
+        with writing(out):
+            calibration.save(out)
+    if plot is not None:
+        with writing(plot):
+            _plot(calibration, plot)
+    if out is not None and not as_json:
+        print(f"Written to {out.name}; use it with SpecRouter.from_pretrained(..., calibration=...)")
 
 
 def _milliseconds(calibration: Calibration) -> dict[str, dict[str, dict[str, float]]]:

@@ -8,7 +8,7 @@ import typer
 
 from specrouter_llm.cli.arguments import Device, Dtype, Target, Widen
 from specrouter_llm.cli.expanded import DEMO, Family, expanded
-from specrouter_llm.cli.experiment import Out, Plot, Seed, app, finish, progress_bar
+from specrouter_llm.cli.experiment import Out, Plot, Seed, app, draw, finish, progress_bar
 
 if TYPE_CHECKING:
     from specrouter_llm.bench.contestants import Chain
@@ -53,11 +53,9 @@ def speed(
 ) -> None:
     """Plain decoding, static chains, the adaptive policy and transformers itself, on the same prompts in turn."""
     from specrouter_llm.bench import speed as experiment
-    from specrouter_llm.bench.plots import check_plot
     from specrouter_llm.bench.texts import PROMPTS
     from specrouter_llm.bench.workloads import MIX
 
-    check_plot(plot)
     names = workloads or [*PROMPTS, MIX]
     chosen = _workloads([name for name in names if name != MIX] or list(PROMPTS), limit, temperature, max_tokens)
     with progress_bar(None) as advance:
@@ -74,8 +72,7 @@ def speed(
         )
     settings = {"models": labels, "workloads": _described(chosen), "seed": seed, "dtype": family.dtype}
     finish("speed", settings, rows, experiment.table(rows), out)
-    if plot is not None:
-        experiment.plot(rows, plot)
+    draw(experiment.plot, rows, plot)
 
 
 @app.command()
@@ -103,9 +100,7 @@ def batch(
 ) -> None:
     """Tokens per second by batch size, and which chains the adaptive policy turns to."""
     from specrouter_llm.bench import batch as experiment
-    from specrouter_llm.bench.plots import check_plot
 
-    check_plot(plot)
     (chosen,) = _workloads([workload], limit, temperature, max_tokens)
     with progress_bar(None) as advance:
         labels, rows = experiment.measure(
@@ -121,8 +116,7 @@ def batch(
         )
     settings = {"models": labels, "workloads": _described([chosen]), "seed": seed, "dtype": family.dtype}
     finish("batch", settings, rows, experiment.table(rows), out)
-    if plot is not None:
-        experiment.plot(rows, plot)
+    draw(experiment.plot, rows, plot)
 
 
 @app.command()
@@ -143,9 +137,7 @@ def step(
     """What verifying n tokens costs over one, and a plain step against reading the weights once."""
     from specrouter_llm.bench import step as experiment
     from specrouter_llm.bench.models import Models
-    from specrouter_llm.bench.plots import check_plot
 
-    check_plot(plot)
     with progress_bar(None) as advance:
         floor, rows = experiment.measure(
             Models.of(target, None, dtype, device, widen),
@@ -160,8 +152,7 @@ def step(
         f"{floor['target']}: {floor['weight_bytes'] / 2**20:.0f} MiB of weights at {floor['read_gib_per_second']:.1f} GiB/s "
         f"(sum of a {floor['read_bytes'] / 2**20:.0f} MiB tensor, {floor['device']}): floor {floor['floor_ms']:.2f} ms"
     )
-    if plot is not None:
-        experiment.plot(rows, plot)
+    draw(experiment.plot, rows, plot)
 
 
 @app.command()

@@ -15,9 +15,9 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 
-from specrouter_llm.bench.plots import check_plot
 from specrouter_llm.cli import routing
 from specrouter_llm.cli.options import PoolOptions
+from specrouter_llm.cli.outputs import writing
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.types import ChatMessage, Completion
 
@@ -92,7 +92,6 @@ class Pair:
 
 def run(widen: str | None, *, max_tokens: int, as_json: bool, plot: Path | None = None) -> int:
     """Runs the demo; returns 1 if any pair of answers differs, else 0."""
-    check_plot(plot)
     console = Console(quiet=as_json)
     pairs: list[Pair] = []
     for size in (None, widen) if widen else (None,):
@@ -125,7 +124,9 @@ def _plot_routing(widen: str | None, max_tokens: int, path: Path) -> None:
     ]
     with PoolOptions("demo", widen=widen).engine(progress=False, max_batch=1, policy="adaptive") as engine:
         legs = routing.record(engine, prompts * 2, max_tokens)
-        routing.plot(legs, engine.labels[engine.target], path)
+        label = engine.labels[engine.target]
+    with writing(path):
+        routing.plot(legs, label, path)
 
 
 def _warm_up(engine: SpecRouter) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from specrouter_llm.cli.outputs import checked_file, checked_plot, writing
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -24,8 +26,13 @@ Limit = Annotated[int, typer.Option(help="Number of prompts.")]
 Seed = Annotated[int, typer.Option(help="Noise of the first prompt; the next ones count on.")]
 Batch = Annotated[int, typer.Option(help="Rows decoded together.")]
 Temperatures = Annotated[list[float] | None, typer.Option("--temperature", help="0 is greedy; may be repeated.")]
-Out = Annotated[Path | None, typer.Option(help="Write the result, with a description of the machine, as JSON.")]
-Plot = Annotated[Path | None, typer.Option(help="Write a plot (.png, .svg or .pdf); needs matplotlib.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Write the result, with a description of the machine, as JSON.", callback=checked_file),
+]
+Plot = Annotated[
+    Path | None, typer.Option(help="Write a plot (.png, .svg or .pdf); needs matplotlib.", callback=checked_plot)
+]
 
 
 def texts_of(prompts: Path | None, limit: int) -> list[TextPrompt]:
@@ -67,8 +74,23 @@ def finish(
     experiment: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], table: Any, out: Path | None
 ) -> None:
     """Shows a result, and writes it if asked to."""
+    show(table)
+    keep(experiment, settings, rows, out)
+
+
+def keep(experiment: str, settings: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], out: Path | None) -> None:
+    """Writes a result, if asked to."""
     from specrouter_llm.bench.result import result, write_result
 
-    show(table)
     if out is not None:
-        write_result(out, result(experiment, settings, rows))
+        with writing(out):
+            write_result(out, result(experiment, settings, rows))
+
+
+def draw(
+    plot: Callable[[Sequence[Mapping[str, Any]], Path], None], rows: Sequence[Mapping[str, Any]], path: Path | None
+) -> None:
+    """Draws an experiment's plot, if asked to."""
+    if path is not None:
+        with writing(path):
+            plot(rows, path)

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from specrouter_llm.bench.identity import Comparison
 from specrouter_llm.bench.models import encode
-from specrouter_llm.bench.result import result, write_result
 from specrouter_llm.bench.workloads import built_in_prompts, read_prompts
+from specrouter_llm.cli.experiment import keep
 from specrouter_llm.cli.options import PoolOptions
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.sampling.params import SamplingParams
@@ -94,12 +94,11 @@ def run(
             "epsilon": bound,
         }
     rows = [report.row() for report in reports]
-    if out is not None:
-        write_result(out, result("verify", head, rows))
     if as_json:
         print(json.dumps({**head, "reports": rows}))
     else:
         _show(reports, head)
+    keep("verify", head, rows, out)
     return 1 if any(report.outputs.different for report in reports) else 0
 
 
