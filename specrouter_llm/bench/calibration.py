@@ -25,6 +25,7 @@ from specrouter_llm.bench.texts import TextPrompt
 from specrouter_llm.bench.trials import TrialRecorder
 from specrouter_llm.config import ModelSpec
 from specrouter_llm.engine.spec_router import SpecRouter
+from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.pool.pool import ModelPool, PoolMember
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.scheduling.estimates import Costs, Estimates
@@ -107,9 +108,19 @@ def measure(
     seed: int = 0,
     advance: Callable[[str], None] = lambda what: None,
 ) -> list[dict[str, Any]]:
-    """One row per drafter and noise: `learn` tokens, then `tokens` for each window, in answers of `max_tokens`."""
+    """One row per drafter and noise: `learn` tokens, then `tokens` for each window, in answers of `max_tokens`.
+
+    Raises:
+        InvalidParameterError: no answer, or no prompt with its answer, would ever give a token that counts.
+    """
+    _check(windows, tokens, max_tokens)
     with models.engine(max_batch=1) as engine:
-        prompts = [encode(engine, text) for text in texts]
+        encoded = [encode(engine, text) for text in texts]
+        prompts = [ids for ids in encoded if len(ids) + max_tokens <= engine.max_context]
+        if not prompts:
+            raise InvalidParameterError(
+                f"no prompt leaves {max_tokens} of the context's {engine.max_context} tokens free"
+            )
     pool = models.pool()
     params = SamplingParams(temperature=temperature, max_tokens=max_tokens, ignore_eos=True)
     rows = []
@@ -126,6 +137,19 @@ def measure(
             advance(f"{base.label}, noise {level:g}")
     pool.close()
     return rows
+
+
+def _check(windows: Sequence[int], tokens: int, max_tokens: int) -> None:
+    """Only typical steps count (see `TrialRecorder`): behind the two that take in the prompt, of which the second may
+    commit a whole proposal and a token, there has to be more left than a proposal is long."""
+    widest = max((WINDOW, *windows))
+    least = 2 * widest + 3
+    if max_tokens < least:
+        raise InvalidParameterError(
+            f"answers of {max_tokens} tokens are too short to be timed with a window of {widest}: at least {least} are needed"
+        )
+    if tokens < 1:
+        raise InvalidParameterError(f"at least 1 token must be run for each prediction, got {tokens}")
 
 
 @contextmanager

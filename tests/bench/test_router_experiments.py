@@ -10,7 +10,7 @@ import pytest
 from specrouter_llm.bench import acceptance, calibration, memory, overhead
 from specrouter_llm.bench.models import Models
 from specrouter_llm.bench.trials import TrialRecorder
-from specrouter_llm.errors import RequestFailedError
+from specrouter_llm.errors import InvalidParameterError, RequestFailedError
 from specrouter_llm.scheduling.adaptive import AdaptivePolicy
 from specrouter_llm.scheduling.plan import Plan
 from specrouter_llm.scheduling.policy import RowObservation, RowView, StepObservation, Trial
@@ -102,6 +102,30 @@ def test_calibration(texts, tmp_path, monkeypatch):
     assert calibration.table(rows).row_count == len(rows)
     calibration.plot(rows, tmp_path / "new" / "calibration.png")
     assert (tmp_path / "new" / "calibration.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_tokens": 10, "windows": [0]}, "answers of 10 tokens .* a window of 4: at least 11"),
+        ({"max_tokens": 18}, "a window of 8: at least 19"),
+        ({"tokens": 0}, "at least 1 token must be run"),
+    ],
+)
+def test_answers_that_never_count_are_refused(texts, options, words):
+    """They would be run for ever. No model is loaded: there is none."""
+    with pytest.raises(InvalidParameterError, match=words):
+        calibration.measure(Models("no/such/model"), texts, **options)
+
+
+def test_the_shortest_answers_that_count(texts, monkeypatch):
+    """Even if the second step commits as much as it can; prompts that leave less room are passed over."""
+    monkeypatch.setattr(calibration, "CALIBRATION_SECONDS", 0.1)
+    alone = Models(DRAFT, ())
+    (row,) = calibration.measure(alone, texts[:1], noise=[0.0], windows=[0, 4], learn=1, tokens=1, max_tokens=11)
+    assert row["learnt_trials"] > 0
+    with pytest.raises(InvalidParameterError, match="no prompt leaves 100000 of the context"):
+        calibration.measure(alone, texts[:1], noise=[0.0], max_tokens=100_000)
 
 
 def test_overhead_of_simulated_pools():
