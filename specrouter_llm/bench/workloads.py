@@ -52,7 +52,7 @@ def workload(source: str, limit: int, *, temperature: float | None = None, max_t
         name = f"{file.stem}#{category}" if category else file.stem
         prompts = read_prompts(source, limit)
     chosen = temperature if temperature is not None else _TEMPERATURES.get(source, 0.0)
-    return Workload(name, tuple(prompts), chosen, max_tokens or _MAX_TOKENS)
+    return Workload(name, tuple(prompts), chosen, max_tokens if max_tokens is not None else _MAX_TOKENS)
 
 
 def built_in_prompts(limit: int) -> list[TextPrompt]:

@@ -16,6 +16,7 @@ from specrouter_llm.cli.arguments import (
     Seed,
     Temperature,
     Windows,
+    number,
 )
 from specrouter_llm.cli.expanded import expanded
 from specrouter_llm.cli.options import PoolOptions, numbers, split
@@ -56,8 +57,8 @@ def generate(
     document: Annotated[list[Path] | None, typer.Option(help="A text file the answer may quote.")] = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
-    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Keep the k most likely tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(callback=number(above=0, most=1), help="Nucleus sampling.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Keep the k most likely tokens; 0 keeps all.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the answer.")] = None,
     seed: Seed = None,
     as_json: Json = False,
@@ -131,7 +132,9 @@ def chat(
 @expanded
 def calibrate(
     pool: PoolOptions = DEMO_POOL,
-    seconds: Annotated[float, typer.Option(help="Time for all models together, at most.")] = 20.0,
+    seconds: Annotated[
+        float, typer.Option(callback=number(above=0), help="Time for all models together, at most.")
+    ] = 20.0,
     out: Annotated[
         Path | None, typer.Option(help="Write what calibration= of from_pretrained reads.", callback=checked_file)
     ] = None,
@@ -155,14 +158,16 @@ def calibrate(
 def verify(
     pool: PoolOptions = DEMO_POOL,
     prompts: Annotated[Path | None, typer.Option(help="JSONL or text file; some built-in prompts by default.")] = None,
-    limit: Annotated[int, typer.Option(help="Number of prompts.")] = 20,
+    limit: experiment.Limit = 20,
     chains: Annotated[list[str] | None, typer.Option("--chain", help="Only this chain; may be repeated.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
     max_tokens: MaxTokens = 64,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
-    batch: Annotated[int, typer.Option(help="Rows decoded together.")] = 8,
-    epsilon: Annotated[float | None, typer.Option(help="Largest logit difference put down to rounding.")] = None,
+    batch: experiment.Batch = 8,
+    epsilon: Annotated[
+        float | None, typer.Option(callback=number(least=0), help="Largest logit difference put down to rounding.")
+    ] = None,
     transformers: Annotated[
         bool, typer.Option("--transformers", help="Also compare with transformers' generate.")
     ] = False,

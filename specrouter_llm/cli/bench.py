@@ -69,7 +69,8 @@ def rejection(
     limit: Limit = 24,
     temperatures: Temperatures = None,
     offers: Annotated[
-        list[int] | None, typer.Option("--offer", help="Tokens offered to the target; may be repeated (4 and 8).")
+        list[int] | None,
+        typer.Option("--offer", min=1, help="Tokens offered to the target; may be repeated (4 and 8)."),
     ] = None,
     max_tokens: MaxTokens = 64,
     seed: Seed = 0,
@@ -102,9 +103,9 @@ def off(
     prompts: Prompts = None,
     limit: Limit = 64,
     batches: Annotated[
-        list[int] | None, typer.Option("--batch", help="Rows decoded together; may be repeated.")
+        list[int] | None, typer.Option("--batch", min=1, help="Rows decoded together; may be repeated.")
     ] = None,
-    pairs: Annotated[int, typer.Option(help="Alternating pairs of generations.")] = 30,
+    pairs: Annotated[int, typer.Option(min=1, help="Alternating pairs of generations.")] = 30,
     max_tokens: MaxTokens = 64,
     out: Out = None,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specrouter_llm.cli.arguments import Device, Dtype
+from specrouter_llm.cli.arguments import Device, Dtype, number
 from specrouter_llm.cli.experiment import app, show
 from specrouter_llm.cli.outputs import checked_folder
 
@@ -26,16 +26,18 @@ def gpu(
     device: Device = "cuda",
     dtype: Dtype = "bfloat16",
     workload: Annotated[str, typer.Option("--workload", "-w", help="Built-in name, FILE or FILE#CATEGORY.")] = "cot",
-    limit: Annotated[int, typer.Option(help="Prompts of every part.")] = 8,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of every answer.")] = 64,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts of every part.")] = 8,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of every answer.")] = 64,
     batches: Annotated[
-        list[int] | None, typer.Option("--batch", help="Rows decoded together; may be repeated (1 to 32).")
+        list[int] | None, typer.Option("--batch", min=1, help="Rows decoded together; may be repeated (1 to 32).")
     ] = None,
     part: Annotated[
         list[str] | None,
         typer.Option(help="tests, identity, step, speed, strict or batch; may be repeated. All by default."),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Time of all parts; what is not done by then is left out.")] = 570,
+    seconds: Annotated[
+        float, typer.Option(callback=number(above=0), help="Time of all parts; what is not done by then is left out.")
+    ] = 570,
 ) -> None:
     """Tests, identity, steps, speed, strict mode and batches on a GPU, against aims. Status 1 unless every part ended well."""
     from specrouter_llm.bench import gpu as experiment

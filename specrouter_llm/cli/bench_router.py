@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from specrouter_llm.cli.arguments import Drafts, MaxTokens, Target, Widen
+from specrouter_llm.cli.arguments import Drafts, MaxTokens, Target, Temperature, Widen, number
 from specrouter_llm.cli.expanded import DEMO, Family, expanded
 from specrouter_llm.cli.experiment import (
     Batch,
@@ -105,14 +105,18 @@ def calibration(
     prompts: Prompts = None,
     limit: Limit = 64,
     noise: Annotated[
-        list[float] | None, typer.Option(help="Noise on the drafters' weights, in parts of their own; may be repeated.")
+        list[float] | None,
+        typer.Option(
+            callback=number(least=0), help="Noise on the drafters' weights, in parts of their own; may be repeated."
+        ),
     ] = None,
     windows: Annotated[
-        list[int] | None, typer.Option("--window", help="Windows to predict, 0 is plain decoding; may be repeated.")
+        list[int] | None,
+        typer.Option("--window", min=0, help="Windows to predict, 0 is plain decoding; may be repeated."),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens run for each prediction.")] = 400,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens run for each prediction.")] = 400,
     max_tokens: MaxTokens = 64,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    temperature: Temperature = 0.0,
     seed: Seed = 0,
     out: Out = None,
     plot: Plot = None,
@@ -155,10 +159,11 @@ def overhead(
     prompts: Prompts = None,
     limit: Limit = 12,
     sizes: Annotated[
-        list[int] | None, typer.Option("--models", help="Models of a simulated pool; may be repeated (4, 8, 16).")
+        list[int] | None,
+        typer.Option("--models", min=1, help="Models of a simulated pool; may be repeated (4, 8, 16)."),
     ] = None,
-    pools: Annotated[int, typer.Option(help="Simulated pools of each size.")] = 3,
-    tokens: Annotated[int, typer.Option(help="Tokens decoded in each simulated pool.")] = 2000,
+    pools: Annotated[int, typer.Option(min=1, help="Simulated pools of each size.")] = 3,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded in each simulated pool.")] = 2000,
     max_tokens: MaxTokens = 64,
     out: Out = None,
     plot: Plot = None,
@@ -184,11 +189,14 @@ def memory(
     prompts: Prompts = None,
     limit: Limit = 8,
     depths: Annotated[
-        list[int] | None, typer.Option("--depth", help="Drafters under the target; may be repeated (0, 1, 2, 3).")
+        list[int] | None,
+        typer.Option("--depth", min=0, help="Drafters under the target; may be repeated (0, 1, 2, 3)."),
     ] = None,
     batch: Batch = 4,
     max_tokens: MaxTokens = 32,
-    steps: Annotated[int, typer.Option(help="Steps of the long run, over which nothing may grow.")] = 2000,
+    steps: Annotated[
+        int, typer.Option(min=0, help="Steps of the long run, over which nothing may grow; 0 leaves it out.")
+    ] = 2000,
     widen: Widen = "150M",
     out: Out = None,
     plot: Plot = None,

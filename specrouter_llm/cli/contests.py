@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specrouter_llm.cli.arguments import Device, Dtype, Target, Widen
+from specrouter_llm.cli.arguments import TEMPERATURE, Device, Dtype, Target, Widen
 from specrouter_llm.cli.expanded import DEMO, Family, expanded
 from specrouter_llm.cli.experiment import Out, Plot, Seed, app, draw, finish, progress_bar
 
@@ -20,8 +20,10 @@ Chains = Annotated[
     typer.Option("--chain", help="A static chain, lowest level first: ngram@8,demo/draft@4; may be repeated."),
 ]
 NoChains = Annotated[bool, typer.Option("--no-chains", help="No static chains, unless --chain names some.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Tokens of every answer (64).")]
-Temperature = Annotated[float | None, typer.Option(help="0 is greedy; that of the workload by default.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of every answer (64).")]
+Temperature = Annotated[
+    float | None, typer.Option(callback=TEMPERATURE, help="0 is greedy; that of the workload by default.")
+]
 
 
 @app.command()
@@ -32,7 +34,7 @@ def speed(
         list[str] | None,
         typer.Option("--workload", "-w", help="Built-in name, FILE or FILE#CATEGORY, or mix of all; may be repeated."),
     ] = None,
-    limit: Annotated[int, typer.Option(help="Prompts of each workload.")] = 8,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts of each workload.")] = 8,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     chains: Chains = None,
@@ -80,13 +82,14 @@ def speed(
 def batch(
     family: Family = DEMO,
     workload: Annotated[str, typer.Option("--workload", "-w", help="Built-in name, FILE or FILE#CATEGORY.")] = "cot",
-    limit: Annotated[int, typer.Option(help="Prompts, which the batches repeat.")] = 32,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts, which the batches repeat.")] = 32,
     batches: Annotated[
-        list[int] | None, typer.Option("--batch", help="Rows decoded together; may be repeated (1 to 32).")
+        list[int] | None, typer.Option("--batch", min=1, help="Rows decoded together; may be repeated (1 to 32).")
     ] = None,
-    groups: Annotated[int, typer.Option(help="Batches of each size.")] = 3,
+    groups: Annotated[int, typer.Option(min=1, help="Batches of each size.")] = 3,
     max_context: Annotated[
-        int | None, typer.Option(help="Longest prompt and answer; caches are smaller then (the model's context).")
+        int | None,
+        typer.Option(min=1, help="Longest prompt and answer; caches are smaller then (the model's context)."),
     ] = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
@@ -123,10 +126,10 @@ def batch(
 def step(
     target: Target = "demo",
     tokens: Annotated[
-        list[int] | None, typer.Option("--tokens", help="Tokens of a forward; may be repeated (1, 2, 4, 8, 16).")
+        list[int] | None, typer.Option("--tokens", min=1, help="Tokens of a forward; may be repeated (1, 2, 4, 8, 16).")
     ] = None,
-    context: Annotated[int, typer.Option(help="Tokens before them.")] = 256,
-    rounds: Annotated[int, typer.Option(help="Alternating rounds.")] = 30,
+    context: Annotated[int, typer.Option(min=1, help="Tokens before them.")] = 256,
+    rounds: Annotated[int, typer.Option(min=1, help="Alternating rounds.")] = 30,
     peer: Annotated[bool, typer.Option(help="Whether transformers' forward takes part.")] = True,
     dtype: Dtype = None,
     device: Device = None,
@@ -160,7 +163,7 @@ def step(
 def strict(
     family: Family = DEMO,
     workload: Annotated[str, typer.Option("--workload", "-w", help="Built-in name, FILE or FILE#CATEGORY.")] = "cot",
-    limit: Annotated[int, typer.Option(help="Prompts.")] = 8,
+    limit: Annotated[int, typer.Option(min=1, help="Prompts.")] = 8,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     seed: Seed = 0,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from specrouter_llm.cli.arguments import TEMPERATURE
 from specrouter_llm.cli.outputs import checked_file, checked_plot, writing
 
 if TYPE_CHECKING:
@@ -22,10 +23,12 @@ app = typer.Typer(help="Measure the engine; docs/benchmarks says how to read the
 Prompts = Annotated[
     Path | None, typer.Option(help="JSONL, TSV or text file, FILE#CATEGORY of it; built-in prompts by default.")
 ]
-Limit = Annotated[int, typer.Option(help="Number of prompts.")]
-Seed = Annotated[int, typer.Option(help="Noise of the first prompt; the next ones count on.")]
-Batch = Annotated[int, typer.Option(help="Rows decoded together.")]
-Temperatures = Annotated[list[float] | None, typer.Option("--temperature", help="0 is greedy; may be repeated.")]
+Limit = Annotated[int, typer.Option(min=1, help="Number of prompts.")]
+Seed = Annotated[int, typer.Option(min=0, help="Noise of the first prompt; the next ones count on.")]
+Batch = Annotated[int, typer.Option(min=1, help="Rows decoded together.")]
+Temperatures = Annotated[
+    list[float] | None, typer.Option("--temperature", callback=TEMPERATURE, help="0 is greedy; may be repeated.")
+]
 Out = Annotated[
     Path | None,
     typer.Option(help="Write the result, with a description of the machine, as JSON.", callback=checked_file),

@@ -65,7 +65,7 @@ def test_calibrate_prints_json(specrouter):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("calibrate", "--seconds", "0"), "--seconds must be positive"),
+        (("calibrate", "--seconds", "0"), "must be finite and above 0, got 0"),
         (("calibrate", "--plot", "x.jpeg"), "one of .png, .svg, .pdf"),
         (("demo", "--plot", "x"), "one of .png, .svg, .pdf"),
         (("chat", "--policy", "clever"), 'policy must be one of "adaptive", "fixed"'),
