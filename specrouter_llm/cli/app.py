@@ -19,7 +19,7 @@ from specrouter_llm.cli.arguments import (
     number,
 )
 from specrouter_llm.cli.expanded import expanded
-from specrouter_llm.cli.options import PoolOptions, numbers, split
+from specrouter_llm.cli.options import PoolOptions, levels, numbers
 from specrouter_llm.cli.outputs import checked_file, checked_plot
 
 DEMO_POOL = PoolOptions()
@@ -69,7 +69,7 @@ def generate(
     run(
         prompt,
         pool,
-        chain=split(chain),
+        chain=levels(chain, ", or draft nothing with --no-speculation"),
         windows=numbers(windows, "--windows"),
         speculation=speculation,
         raw=raw,
@@ -122,7 +122,7 @@ def chat(
         pool,
         system=system,
         policy=policy,
-        chain=split(chain),
+        chain=levels(chain, ", or draft nothing with --policy off"),
         windows=numbers(windows, "--windows"),
         sampling={"max_tokens": max_tokens, "temperature": temperature, "seed": seed},
     )
@@ -182,7 +182,7 @@ def verify(
             pool,
             prompts=prompts,
             limit=limit,
-            chains=[split(chain) or [] for chain in chains] if chains else None,
+            chains=[levels(chain, " for the router and every chain") or [] for chain in chains or ()] or None,
             raw=raw,
             sampling={"max_tokens": max_tokens, "temperature": temperature, "seed": seed},
             batch=batch,

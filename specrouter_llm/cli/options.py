@@ -14,23 +14,36 @@ if TYPE_CHECKING:
     from specrouter_llm.pool.pool import ModelPool
 
 
-def split(text: str | None) -> list[str] | None:
-    """The parts of a comma-separated option."""
-    return [part.strip() for part in text.split(",") if part.strip()] if text else None
+def levels(text: str | None, without: str) -> list[str] | None:
+    """The levels of a chain; None if there is none. `without` says how to do without a chain.
+
+    Raises:
+        InvalidParameterError: it was given, and names no level.
+    """
+    found = _parts(text)
+    if text is not None and not found:
+        raise InvalidParameterError(f"--chain names no level, got {text!r}: leave it out{without}")
+    return found or None
 
 
 def numbers(text: str | None, option: str) -> list[int] | None:
-    """The parts of a comma-separated option as whole numbers.
+    """The parts of a comma-separated option as whole numbers; None if it was not given.
 
     Raises:
-        InvalidParameterError: one of them is none; the message names the option.
+        InvalidParameterError: one of them is none, or there is none; the message names the option.
     """
     try:
-        return [int(part) for part in split(text) or []] or None
+        found = [int(part) for part in _parts(text)]
     except ValueError:
-        raise InvalidParameterError(
-            f"{option} takes whole numbers separated by commas, such as 8,4, got {text!r}"
-        ) from None
+        found = []
+    if text is not None and not found:
+        raise InvalidParameterError(f"{option} takes whole numbers separated by commas, such as 8,4, got {text!r}")
+    return found or None
+
+
+def _parts(text: str | None) -> list[str]:
+    """Of a comma-separated option, without the empty ones."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 @dataclass(frozen=True, slots=True)

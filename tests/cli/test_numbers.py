@@ -5,6 +5,7 @@ from typer.testing import CliRunner
 
 from specrouter_llm.bench.workloads import workload
 from specrouter_llm.cli.app import app
+from specrouter_llm.errors import InvalidParameterError
 
 LEAST_ONE, NONE_BELOW = "1", "0"
 """typer words its own bounds otherwise from release to release."""
@@ -80,6 +81,26 @@ def test_a_number_out_of_bounds_is_refused(refused, command, words):
     output = refused(command.split())
     assert words in output
     assert f"Invalid value for '{option}'" in output
+
+
+@pytest.mark.parametrize("chain", ["", ",", " , "])
+@pytest.mark.parametrize(
+    ("command", "instead"),
+    [
+        (("generate", "x"), "draft nothing with --no-speculation"),
+        (("chat",), "draft nothing with --policy off"),
+        (("verify",), "for the router and every chain"),
+    ],
+)
+def test_a_chain_of_no_levels_is_refused(refused, command, instead, chain):
+    """It is told how to do without."""
+    with pytest.raises(InvalidParameterError, match=f"--chain names no level, got '{chain}': leave it out.*{instead}"):
+        refused([*command, "--chain", chain])
+
+
+def test_windows_of_no_numbers_are_refused(refused):
+    with pytest.raises(InvalidParameterError, match="--windows takes whole numbers"):
+        refused(["generate", "x", "--windows", ","])
 
 
 def test_a_length_of_zero_is_not_the_usual_one():
