@@ -94,8 +94,10 @@ def run(widen: str | None, *, max_tokens: int, as_json: bool, plot: Path | None 
     """Runs the demo; returns 1 if any pair of answers differs, else 0."""
     console = Console(quiet=as_json)
     pairs: list[Pair] = []
-    for size in (None, widen) if widen else (None,):
-        options = PoolOptions("demo", widen=size)
+    pools = [PoolOptions("demo", widen=size) for size in ((None, widen) if widen else (None,))]
+    for options in pools:
+        options.sources()  # a size that cannot be is told before the first answers, not after them
+    for options in pools:
         progress = not as_json and sys.stderr.isatty()
         with options.engine(progress=progress, max_batch=1, prefix_reuse=False, policy="fixed") as engine:
             label = engine.labels[engine.target]

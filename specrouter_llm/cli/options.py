@@ -61,7 +61,7 @@ class PoolOptions:
         """Loads the pool and starts an engine."""
         from specrouter_llm.engine.spec_router import SpecRouter
 
-        target, drafts = self._sources()
+        target, drafts = self.sources()
         return SpecRouter.from_pretrained(
             target,
             drafts,
@@ -77,7 +77,7 @@ class PoolOptions:
         from specrouter_llm.pool.pool import ModelPool
         from specrouter_llm.runtime.select import packing_bytes
 
-        target, drafts = self._sources()
+        target, drafts = self.sources()
         return ModelPool.load(
             target,
             drafts,
@@ -93,11 +93,12 @@ class PoolOptions:
         """The target alone, as transformers runs it."""
         from specrouter_llm.pool.pool import ModelPool
 
-        target, _ = self._sources()
+        target, _ = self.sources()
         pool = ModelPool.load(target, [], dtype=self.dtype, device=self.device, max_batch=1, progress=False)
         return pool.target.model
 
-    def _sources(self) -> tuple[ModelSource, list[ModelSource] | None]:
+    def sources(self) -> tuple[ModelSource, list[ModelSource] | None]:
+        """Target and drafters, not yet loaded. Raises InvalidParameterError if they cannot be widened so far."""
         if self.widen is None:
             return self.target, list(self.drafts) if self.drafts else None
         from specrouter_llm.pool.family import widened_family

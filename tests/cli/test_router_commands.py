@@ -68,11 +68,13 @@ def test_calibrate_prints_json(specrouter):
         (("calibrate", "--seconds", "0"), "must be finite and above 0, got 0"),
         (("calibrate", "--plot", "x.jpeg"), "one of .png, .svg, .pdf"),
         (("demo", "--plot", "x"), "one of .png, .svg, .pdf"),
+        (("demo", "--widen", "banana"), "a number of parameters must be an int or text such as '150M', got 'banana'"),
         (("chat", "--policy", "clever"), 'policy must be one of "adaptive", "fixed"'),
         (("bench", "memory", "--plot", "x.gif"), "one of .png, .svg, .pdf"),
     ],
 )
-def test_bad_input_ends_before_any_work(specrouter, arguments, words):
+def test_bad_input_ends_before_any_work(specrouter, monkeypatch, arguments, words):
+    monkeypatch.setattr("specrouter_llm.pool.pool.ModelPool.load", lambda *_, **__: pytest.fail("loaded"))
     status, _, err = specrouter(*arguments)
     assert status == 2
     assert words in err
