@@ -171,13 +171,22 @@ class Curve:
 
     @classmethod
     def from_dict(cls, level: str, data: Mapping[str, Any]) -> Curve:
-        """What `to_dict` gave."""
+        """What `to_dict` gave.
+
+        Raises:
+            InvalidParameterError: no curve, or one that no forward could have: a policy would fail at every step.
+        """
         tokens, base, slope = ([float(value) for value in data[name]] for name in ("tokens", "base", "slope"))
+        sizes, row = [int(size) for size in data.get("sizes", ())], float(data.get("row", 0.0))
         if not tokens or not len(tokens) == len(base) == len(slope):
             raise InvalidParameterError(f"not a latency file: the curve of {level!r} is not one")
-        curve = cls.of(tokens, base, slope, [int(size) for size in data.get("sizes", ())])
-        curve.row = float(data.get("row", 0.0))
-        return curve
+        if not all(map(math.isfinite, (*tokens, *base, *slope, row))) or min(base) <= 0 or min(*slope, row) < 0:
+            raise InvalidParameterError(f"not a latency file: the seconds of {level!r} must be finite and positive")
+        if not (_rises(tokens) and _rises(sizes)):
+            raise InvalidParameterError(
+                f"not a latency file: the numbers of tokens of {level!r} must rise from above 0"
+            )
+        return replace(cls.of(tokens, base, slope, sizes), row=row)
 
     def at(self, tokens: Array, context: float, rows: int) -> Array:
         """Seconds over each number of tokens; never decreasing in tokens."""
@@ -332,6 +341,10 @@ class Curve:
     def _remembered(self) -> float:
         """Changes back, as they are remembered now."""
         return self.back * math.exp2((self.changed[0] - self.forwards) / CALM)
+
+
+def _rises(values: Sequence[float]) -> bool:
+    return all(a < b for a, b in zip((0, *values), values, strict=False))
 
 
 def _padded(tokens: float, sizes: Sequence[int]) -> float:

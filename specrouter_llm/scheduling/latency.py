@@ -176,18 +176,23 @@ class LatencyModel:
     @classmethod
     def from_json(cls, text: str) -> LatencyModel:
         """Raises:
-        InvalidParameterError: not what `to_json` writes.
+        InvalidParameterError: not what `to_json` writes, or times that no forward could take; the message names the level.
         """
         try:
             data = json.loads(text)
             if data["version"] != 1:
                 raise InvalidParameterError(f"latency file of version {data['version']!r}; this release reads 1")
-            model = cls(float(data["overhead"]))
+            overhead = float(data["overhead"])
+            if not (math.isfinite(overhead) and overhead >= 0):
+                raise InvalidParameterError(f"not a latency file: an overhead of {overhead} seconds")
+            model = cls(overhead)
             model._greedy_only = frozenset(map(str, data.get("greedy_only", ())))
             for name, curves in (("curves", model._curves), ("loops", model._loops)):
                 for level, curve in data.get(name, {}).items():
                     curves[level] = Curve.from_dict(level, curve)
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        except InvalidParameterError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise InvalidParameterError(f"not a latency file: {error!r}") from error
         return model
 

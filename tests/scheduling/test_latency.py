@@ -310,6 +310,41 @@ def test_a_file_with_a_broken_curve_is_refused(curve):
         LatencyModel.from_json(text)
 
 
+@pytest.mark.parametrize("curves", ["curves", "loops"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"base": [0.01, float("nan")]}, "seconds of 'm' must be finite and positive"),
+        ({"base": [0.01, float("inf")]}, "seconds of 'm' must be finite and positive"),
+        ({"base": [0.0, 0.01]}, "seconds of 'm' must be finite and positive"),
+        ({"base": [-0.01, 0.01]}, "seconds of 'm' must be finite and positive"),
+        ({"slope": [float("nan"), 0.0]}, "seconds of 'm' must be finite and positive"),
+        ({"slope": [-1e-6, 0.0]}, "seconds of 'm' must be finite and positive"),
+        ({"row": float("inf")}, "seconds of 'm' must be finite and positive"),
+        ({"row": -0.001}, "seconds of 'm' must be finite and positive"),
+        ({"tokens": [float("nan"), 2.0]}, "seconds of 'm' must be finite and positive"),
+        ({"tokens": [2.0, 1.0]}, "tokens of 'm' must rise from above 0"),
+        ({"tokens": [0.0, 1.0]}, "tokens of 'm' must rise from above 0"),
+        ({"sizes": [8, 4]}, "tokens of 'm' must rise from above 0"),
+        ({"sizes": [float("inf")]}, "not a latency file"),
+        ({"base": ["a", "b"]}, "not a latency file"),
+    ],
+)
+def test_a_file_of_times_that_cannot_be_is_refused(curves, change, words):
+    """A policy would fail at every step, or believe that a level costs nothing."""
+    whole = {"tokens": [1.0, 2.0], "base": [0.01, 0.02], "slope": [0.0, 0.0], "sizes": [1, 2], "row": 0.0}
+    content = {"version": 1, "overhead": 0.0, "curves": {"m": whole}}
+    assert LatencyModel.from_json(json.dumps(content)).knows("m")
+    with pytest.raises(InvalidParameterError, match=words):
+        LatencyModel.from_json(json.dumps(content | {curves: {"m": whole | change}}))
+
+
+@pytest.mark.parametrize("overhead", [float("nan"), float("inf"), -0.001])
+def test_a_file_of_an_overhead_that_cannot_be_is_refused(overhead):
+    with pytest.raises(InvalidParameterError, match="overhead of"):
+        LatencyModel.from_json(json.dumps({"version": 1, "overhead": overhead, "curves": {}}))
+
+
 def test_loops_have_a_curve_of_their_own():
     """A token of a loop corrects what drafting costs, a forward what verifying costs; without loops both are one."""
     model = LatencyModel.fit(
