@@ -7,10 +7,12 @@ import platform
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import psutil
+
+from specrouter_llm.runtime.processor import processor_name
 
 
 def machine() -> dict[str, Any]:
@@ -21,7 +23,7 @@ def machine() -> dict[str, Any]:
     import specrouter_llm
 
     return {
-        "cpu": _cpu_model(),
+        "cpu": processor_name(),
         "physical_cores": psutil.cpu_count(logical=False),
         "logical_cores": psutil.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
@@ -35,16 +37,6 @@ def machine() -> dict[str, Any]:
         "specrouter_llm": specrouter_llm.__version__,
         "date": datetime.now(UTC).date().isoformat(),
     }
-
-
-def _cpu_model() -> str:
-    """The processor's name; Linux keeps it in a file, elsewhere Python knows something like it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def command_line(arguments: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.draft_loop import LoopingRunner
 from specrouter_llm.runtime.graphs import GraphRunner
 from specrouter_llm.runtime.packing import return_freed_memory
+from specrouter_llm.runtime.processor import processor_name
 from specrouter_llm.runtime.runner import Runner
 from specrouter_llm.runtime.select import make_runner
 from specrouter_llm.sampling.row import GREEDY
@@ -27,8 +28,9 @@ from specrouter_llm.scheduling.latency import GRID, LatencyModel
 if TYPE_CHECKING:
     from specrouter_llm.pool.pool import PoolMember
 
-FORMAT = 5
-"""Since 3 products on a GPU are others; since 4 loops have curves of their own; since 5 compiled models have loops."""
+FORMAT = 6
+"""Since 3 products on a GPU are others; since 4 loops have curves of their own; since 5 compiled models have loops; since 6 it
+is told how large the models are and which processor ran them."""
 _CONTEXTS = (64, 960)
 REPEATS = 3
 """Forwards per point; their median counts."""
@@ -57,7 +59,7 @@ class Calibration:
     """What the forwards of one pool cost on one machine."""
 
     members: Mapping[str, str]
-    """What each model is: label, dtype, runner and device, smallest first."""
+    """What each model is: label, size, dtype, runner and device, smallest first."""
     threads: int
     """Of torch, while it was measured."""
     latency: LatencyModel
@@ -147,17 +149,19 @@ def _misfit(reason: str) -> str:
 
 
 def describe(pool: ModelPool, runners: Mapping[str, Runner]) -> dict[str, str]:
-    """What decides a model's speed, by name."""
+    """What decides a model's speed, by name. A label is a folder's name: another folder may have the same."""
     return {
-        member.name: f"{member.label}, {runners[member.name].dtype}, {type(runners[member.name]).__name__} "
-        f"on {_device(member)}"
+        member.name: f"{member.label}, {member.num_parameters} parameters, {runners[member.name].dtype}, "
+        f"{type(runners[member.name]).__name__} on {_device(member)}"
         for member in in_order(pool)
     }
 
 
 def _device(member: PoolMember) -> str:
     device = member.model.device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device.type)
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"cpu, {processor_name()}" if device.type == "cpu" else str(device.type)
 
 
 def in_order(pool: ModelPool) -> list[PoolMember]:

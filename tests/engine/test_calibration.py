@@ -1,16 +1,19 @@
 """Calibration: measured within its time, kept on disk, and refused where it does not fit."""
 
 import json
+import shutil
 import time
 
 import pytest
 import torch
 
 from specrouter_llm import SpecRouter
+from specrouter_llm.config import ModelSpec
 from specrouter_llm.engine import calibration
 from specrouter_llm.engine.calibration import Calibration, measure, pool_runners
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.pool.pool import ModelPool
+from specrouter_llm.pool.source import find_checkpoint
 from specrouter_llm.scheduling.latency import GRID, LatencyModel
 from specrouter_llm.testing import TableRunner
 
@@ -185,8 +188,11 @@ def test_what_is_saved_is_what_the_policy_starts_from(saved, monkeypatch):
     ("change", "words"),
     [
         ({"target": "demo/target"}, "does not know 'demo/target'; it knows demo/draft, demo/middle"),
-        ({"dtype": "float64"}, "was measured as 'demo/draft, float32, .* it is 'demo/draft, float64"),
-        ({"pack": False}, "it is 'demo/draft, float32, EagerRunner on cpu'"),
+        (
+            {"dtype": "float64"},
+            "was measured as 'demo/draft, .* parameters, float32, .* it is 'demo/draft, .* parameters, float64",
+        ),
+        ({"pack": False}, "it is 'demo/draft, .* float32, EagerRunner on cpu"),
         ({"policy": "fixed"}, 'for policy="adaptive"'),
         ({"chain": ["demo/draft"]}, "which chooses chains; here one is given"),
         ({"speculation": False}, "or none is wanted"),
@@ -195,6 +201,28 @@ def test_what_is_saved_is_what_the_policy_starts_from(saved, monkeypatch):
 def test_another_pool_is_refused(saved, change, words):
     with pytest.raises(InvalidParameterError, match=words):
         load(saved, **change)
+
+
+def test_another_model_of_the_same_name_is_refused(tmp_path):
+    """A label is the last part of a folder; the size is the model's own."""
+    for place, member in (("old", "draft"), ("new", "middle")):
+        shutil.copytree(find_checkpoint(ModelSpec(f"demo/{member}")).folder, tmp_path / place / "tiny")
+    old, new = (str(tmp_path / place / "tiny") for place in ("old", "new"))
+    pool = ModelPool.load("demo/target", [old], max_batch=1, progress=False)
+    runners = pool_runners(pool, num_slots=1, pack=True)
+    Calibration.of(pool, runners, seconds=0.2, rows=1, progress=False).save(tmp_path / "saved.json")
+    load(tmp_path / "saved.json", "demo/target", [old]).close()
+    with pytest.raises(
+        InvalidParameterError,
+        match=r"'tiny' was measured as 'tiny, (\d+) parameters.* it is 'tiny, (?!\1)\d+ parameters",
+    ):
+        load(tmp_path / "saved.json", "demo/target", [new])
+
+
+def test_another_processor_is_refused(saved, monkeypatch):
+    monkeypatch.setattr(calibration, "processor_name", lambda: "abacus")
+    with pytest.raises(InvalidParameterError, match=r"was measured as .* it is .* on cpu, abacus'"):
+        load(saved)
 
 
 def test_other_threads_are_refused(saved):
@@ -206,7 +234,7 @@ def test_other_threads_are_refused(saved):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"format": 5}', '{"format": 5, "members": {}, "threads": 1, "latency": {}}']
+    "text", ["", "[]", '{"format": 6}', '{"format": 6, "members": {}, "threads": 1, "latency": {}}']
 )
 def test_other_files_are_refused_before_anything_is_loaded(tmp_path, monkeypatch, text):
     monkeypatch.setattr("specrouter_llm.pool.pool.ModelPool.load", lambda *_, **__: pytest.fail("loaded"))
@@ -215,9 +243,12 @@ def test_other_files_are_refused_before_anything_is_loaded(tmp_path, monkeypatch
         load(tmp_path / "x.json")
     with pytest.raises(InvalidParameterError, match=r"missing\.json is not a calibration"):
         load(tmp_path / "missing.json")
-    (tmp_path / "x.json").write_text('{"format": 7}')
-    with pytest.raises(InvalidParameterError, match="format 7, this release reads 5"):
-        load(tmp_path / "x.json")
+    for format_ in (5, 7):
+        (tmp_path / "x.json").write_text(json.dumps({"format": format_, "members": {}, "threads": 1, "latency": {}}))
+        with pytest.raises(
+            InvalidParameterError, match=f"format {format_}, this release reads 6; .*`specrouter calibrate`"
+        ):
+            load(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize("max_context", [2, 8, 15])
