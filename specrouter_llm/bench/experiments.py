@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from rich.table import Table
 
 from specrouter_llm.bench.result import FORMAT
-from specrouter_llm.errors import InvalidParameterError
+from specrouter_llm.errors import InvalidParameterError, SpecRouterError
 
 KEYS: dict[str, tuple[str, ...]] = {
     "acceptance": ("workload", "temperature", "chain", "windows", "lower", "upper"),
@@ -46,10 +47,33 @@ def read_result(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidParameterError(f"{path} cannot be read as a result: {error}") from None
-    fields = {"experiment", "format", "command", "machine", "settings", "rows"}
-    if not isinstance(content, dict) or not fields <= set(content) or content["format"] != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not _is_whole(content):
         raise InvalidParameterError(f"{path} is not a result of `specrouter bench` in format {FORMAT}")
     return content
+
+
+_FIELDS = {"experiment": str, "command": str, "machine": dict, "settings": dict, "rows": list}
+
+
+def _is_whole(content: Mapping[str, Any]) -> bool:
+    """Whether every field is there, and of its kind."""
+    kinds = all(isinstance(content.get(name), kind) for name, kind in _FIELDS.items())
+    return kinds and all(isinstance(row, dict) for row in content["rows"])
+
+
+@contextmanager
+def showing(what: object) -> Iterator[None]:
+    """Around what reads the rows of a result: another program, or hand, may have left fields out.
+
+    Raises:
+        InvalidParameterError: they are not what the experiment writes.
+    """
+    try:
+        yield
+    except SpecRouterError:
+        raise
+    except (LookupError, ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise InvalidParameterError(f"the rows of {what} cannot be shown: {error!r}") from None
 
 
 def row_key(experiment: str, row: Mapping[str, Any]) -> str:
@@ -71,8 +95,8 @@ def module_of(experiment: str) -> ModuleType | None:
 
 
 def table_of(content: Mapping[str, Any]) -> Any:
-    """A result as its experiment shows it, else its plain fields."""
-    module = module_of(content["experiment"])
+    """A result as its experiment shows it, else its plain fields; an empty table of one that failed."""
+    module = module_of(content["experiment"]) if content["rows"] else None
     return module.table(content["rows"]) if module is not None else _plain_table(content["rows"])
 
 

@@ -11,9 +11,8 @@ from typing import Any
 
 from rich.console import Group
 from rich.table import Table
-from rich.text import Text
 
-from specrouter_llm.bench.experiments import module_of, table_of
+from specrouter_llm.bench.experiments import module_of, showing, table_of
 from specrouter_llm.bench.plots import check_plot
 from specrouter_llm.errors import MissingDependencyError
 
@@ -30,19 +29,28 @@ img { max-width: 100%; }
 """
 
 
-def page(results: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
-    """An HTML document of (name, result) pairs, with plots where matplotlib is installed."""
+def page(results: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
+    """An HTML document of (file, result) pairs, with plots where matplotlib is installed.
+
+    Raises:
+        InvalidParameterError: the rows of a result are not what its experiment writes; the message names the file.
+    """
     try:
         check_plot(Path("plot.svg"))
         plots, note = True, ""
     except MissingDependencyError as error:
         plots, note = False, f"<p>Without plots: {html.escape(str(error))}</p>"
-    sections = "\n".join(_section(name, content, plots) for name, content in results)
-    contents = "".join(f'<li><a href="#{_anchor(name)}">{html.escape(name)}</a></li>' for name, _ in results)
+    sections = []
+    for path, content in results:
+        with showing(path):
+            sections.append(_section(path.stem, content, plots))
+    names = [path.stem for path, _ in results]
+    contents = "".join(f'<li><a href="#{_anchor(name)}">{html.escape(name)}</a></li>' for name in names)
+    body = "\n".join(sections)
     return (
         '<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>specrouter-llm: results</title>'
         f"<style>{_STYLE}</style></head>\n<body>\n<h1>specrouter-llm: results</h1>\n{note}<ul>{contents}</ul>\n"
-        f"{sections}\n</body>\n</html>\n"
+        f"{body}\n</body>\n</html>\n"
     )
 
 
@@ -66,9 +74,9 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 
 def _plot(content: Mapping[str, Any]) -> str:
-    """The experiment's plot as an image within the page; nothing if it has none."""
+    """The experiment's plot as an image within the page; nothing if it has none, or nothing to draw."""
     draw = getattr(module_of(content["experiment"]), "plot", None)
-    if draw is None:
+    if draw is None or not content["rows"]:
         return ""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plot.svg"
@@ -94,14 +102,9 @@ def _html(table: Table) -> str:
         "<tr>" + "".join(_cell("td", cell, c.justify) for cell, c in zip(row, columns, strict=True)) + "</tr>"
         for row in rows
     )
-    caption = f"<caption>{_text(table.title)}</caption>" if table.title else ""
+    caption = f"<caption>{html.escape(str(table.title))}</caption>" if table.title else ""
     return f"<table>{caption}<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
 
 
 def _cell(tag: str, content: Any, justify: str) -> str:
-    return f"<{tag}{' class=right' if justify == 'right' else ''}>{_text(content)}</{tag}>"
-
-
-def _text(content: Any) -> str:
-    """A cell without rich's markup."""
-    return html.escape(Text.from_markup(content).plain if isinstance(content, str) else str(content))
+    return f"<{tag}{' class=right' if justify == 'right' else ''}>{html.escape(str(content))}</{tag}>"

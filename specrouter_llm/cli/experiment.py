@@ -67,10 +67,10 @@ def progress_bar(total: int | None) -> Iterator[Any]:
 
 
 def show(table: Any) -> None:
-    """A table on stdout, wide enough where stdout is no terminal."""
+    """A table on stdout, wide enough where stdout is no terminal; brackets in it are no markup."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
 
 
 def finish(

@@ -18,9 +18,12 @@ def compare(
 ) -> None:
     """Two results of the same experiment side by side, a ratio for every figure."""
     from specrouter_llm.bench import compare as comparison
-    from specrouter_llm.bench.experiments import read_result
+    from specrouter_llm.bench.experiments import read_result, showing
 
-    show(comparison.table(comparison.compare(read_result(first), read_result(second))))
+    before, after = read_result(first), read_result(second)
+    with showing(f"{first} or {second}"):
+        rows = comparison.compare(before, after)
+    show(comparison.table(rows))
 
 
 def report(
@@ -31,7 +34,7 @@ def report(
     from specrouter_llm.bench.experiments import read_result
     from specrouter_llm.bench.report import page
 
-    text = page([(path.stem, read_result(path)) for path in results])
+    text = page([(path, read_result(path)) for path in results])
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")

@@ -8,8 +8,10 @@ import pytest
 
 from specrouter_llm.bench import report
 from specrouter_llm.bench.compare import compare, table
-from specrouter_llm.bench.experiments import read_result, row_key, table_of
+from specrouter_llm.bench.experiments import KEYS, read_result, row_key, table_of
 from specrouter_llm.bench.result import result, write_result
+from specrouter_llm.cli import results
+from specrouter_llm.cli.experiment import show
 from specrouter_llm.errors import InvalidParameterError, MissingDependencyError
 
 INTERVAL = {"value": 2.0, "low": 1.5, "high": 2.5}
@@ -62,8 +64,19 @@ def test_a_result_is_checked_when_read(tmp_path):
     assert "step" == read_result(path)["experiment"]
     with pytest.raises(InvalidParameterError, match="cannot be read"):
         read_result(tmp_path / "missing.json")
-    for text in ("[]", "{}", json.dumps({**json.loads(path.read_text()), "format": 99})):
-        path.write_text(text)
+    whole = json.loads(path.read_text())
+    wrong = [
+        {"format": 99},
+        {"rows": None},
+        {"rows": [1]},
+        {"rows": {}},
+        {"experiment": 5},
+        {"command": None},
+        {"settings": []},
+        {"machine": None},
+    ]
+    for content in ([], {}, *(whole | change for change in wrong)):
+        path.write_text(json.dumps(content))
         with pytest.raises(InvalidParameterError, match="is not a result"):
             read_result(path)
 
@@ -76,6 +89,50 @@ def test_committed_results_can_be_shown_and_compared(path):
     assert len(set(keys)) == len(keys) > 0
     assert {1.0} == {row["ratio"] for row in compare(content, content) if row["ratio"] is not None}
     assert next(report.tables_in(table_of(content))).row_count > 0
+
+
+BROKEN = [
+    ("speed", [{"workload": "cot"}]),
+    ("speed", [step_row(workload="cot", contestant="x", speedup=[])]),
+    ("step", [step_row(over_one={"value": "much"})]),
+    (
+        "memory",
+        [
+            {"growth": None, "labels": [], "accounted": 0, "resident": 1, "peak": 1}
+            | dict.fromkeys(("weights", "packed_copies", "kernels", "caches"), 0)
+        ],
+    ),
+    ("calibration", [{"drafter": "x", "error": 0.1, "seconds_per_token": []}]),
+]
+
+
+@pytest.mark.parametrize(("experiment", "rows"), BROKEN, ids=[experiment for experiment, _ in BROKEN])
+def test_rows_that_are_not_the_experiments_are_told_with_their_file(experiment, rows):
+    with pytest.raises(InvalidParameterError, match=r"the rows of a/b\.json cannot be shown: "):
+        report.page([(Path("a/b.json"), step_result(*rows, experiment=experiment))])
+
+
+def test_broken_rows_cannot_be_compared(tmp_path):
+    """One line that names both files."""
+    path = tmp_path / "a.json"
+    write_result(path, step_result(step_row(over_one={"value": None, "low": 1.0, "high": 2.0})))
+    with pytest.raises(InvalidParameterError, match=r"the rows of .*a\.json or .*a\.json cannot be shown: TypeError"):
+        results.compare(path, path)
+
+
+@pytest.mark.parametrize("experiment", sorted(KEYS))
+def test_a_result_without_rows_has_its_settings(experiment):
+    """A part that failed leaves its error there."""
+    text = report.page([(Path("x"), result(experiment, {"error": "out of luck"}, [], ["specrouter"]))])
+    assert not Page(text).open
+    assert "out of luck" in text
+
+
+def test_brackets_in_a_table_are_shown(capsys):
+    """Neither the terminal nor the page takes them for markup."""
+    table = table_of(step_result({"name": "[red]a[/x]"}, experiment="gone"))
+    show(table)
+    assert "[red]a[/x]" in capsys.readouterr().out
 
 
 class Page(HTMLParser):
@@ -100,13 +157,18 @@ def test_a_page_needs_nothing_beside_itself():
     """Tables, a plot, settings, machine; everything escaped, nothing fetched."""
     pytest.importorskip("matplotlib")
     rows = [step_row(tokens=1), step_row()]
-    text = report.page([("step [a]", step_result(*rows)), ("odd", step_result({"name": "<b>"}, experiment="gone"))])
+    text = report.page(
+        [
+            (Path("step [a].json"), step_result(*rows)),
+            (Path("odd"), step_result({"name": "[red]<b>[/x]"}, experiment="gone")),
+        ]
+    )
     found = Page(text)
     assert not found.open
     assert (2, 2, 1) == (found.count["section"], found.count["table"], found.count["img"])
     assert all(source.startswith(("#", "data:image/svg+xml;base64,")) for source in found.sources)
     assert "demo &lt;&amp;&gt;" in text
-    assert "&lt;b&gt;" in text
+    assert "[red]&lt;b&gt;[/x]" in text
     assert "2.000 [1.500, 2.500]" in text
     for name in ("torch", "date", "cpu"):
         assert f"<dt>{name}</dt>" in text
@@ -117,6 +179,6 @@ def test_a_page_without_matplotlib_says_so(monkeypatch):
         raise MissingDependencyError("plots need matplotlib")
 
     monkeypatch.setattr(report, "check_plot", missing)
-    text = report.page([("step", step_result(step_row()))])
+    text = report.page([(Path("step"), step_result(step_row()))])
     assert "Without plots: plots need matplotlib" in text
     assert "img" not in Page(text).count
