@@ -159,7 +159,8 @@ def _warm_up(task: Task) -> None:
 def run_long(
     engine: SpecRouter, prompts: Sequence[Sequence[int]], ways: Sequence[Mapping[str, Any]], steps: int
 ) -> dict[str, Any]:
-    """Answers until so many steps were run: what the process holds after each fifth, and how often it rolled back.
+    """Answers until so many steps were run: what the process holds after each fifth, how often it rolled back, and what grew
+    in the `growth_steps` behind the warming up.
 
     Args:
         ways: options of requests; each batch takes the next.
@@ -181,6 +182,7 @@ def run_long(
     warm, last = samples[PERIODS // 2], samples[-1]
     return {
         "steps": last["steps"],
+        "growth_steps": last["steps"] - warm["steps"],
         "rollbacks": next(rollbacks),
         "resident_growth": last["resident"] - warm["resident"],
         "object_growth": last["objects"] - warm["objects"],
@@ -236,8 +238,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
         told = "-"
         if growth:
             told = (
-                f"{growth['resident_growth'] / 2**20:+.1f} MiB, {growth['object_growth']:+d} objects in "
-                f"{growth['steps']} steps, {growth['rollbacks']} rollbacks"
+                f"{growth['resident_growth'] / 2**20:+.1f} MiB, {growth['object_growth']:+d} objects in the last "
+                f"{_growth_steps(growth)} of {growth['steps']} steps with {growth['rollbacks']} rollbacks"
             )
         shown.add_row(
             " > ".join(row["labels"]),
@@ -249,6 +251,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
             told,
         )
     return shown
+
+
+def _growth_steps(growth: Mapping[str, Any]) -> int:
+    """The steps that growth was measured over; older results hold their samples only."""
+    samples = growth["samples"]
+    return int(growth.get("growth_steps", samples[-1]["steps"] - samples[PERIODS // 2]["steps"]))
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

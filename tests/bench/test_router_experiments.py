@@ -170,11 +170,23 @@ def test_memory_of_a_pool(texts, tmp_path):
     assert 0.95 * row["accounted"] < row["resident"] <= row["peak"]
     assert row["growth"]["steps"] >= 40
     assert row["growth"]["rollbacks"] > 0
-    assert len(row["growth"]["samples"]) == memory.PERIODS
+    samples = row["growth"]["samples"]
+    assert len(samples) == memory.PERIODS
+    assert row["growth"]["growth_steps"] == samples[-1]["steps"] - samples[2]["steps"] < row["growth"]["steps"]
     json.dumps(row)
     assert memory.table([row]).row_count == 1
     memory.plot([row], tmp_path / "memory.svg")
     assert "<svg" in (tmp_path / "memory.svg").read_text(encoding="utf-8")
+
+
+def test_growth_is_told_over_the_steps_that_it_was_measured_in():
+    """An older result, which does not say how many, has its samples."""
+    samples = [{"steps": steps, "resident": 0, "objects": 0} for steps in (400, 800, 1210, 1600, 2003)]
+    growth = {"steps": 2003, "rollbacks": 7, "resident_growth": 0, "object_growth": 3, "samples": samples}
+    sizes = dict.fromkeys(("weights", "packed_copies", "kernels", "caches", "accounted", "resident", "peak"), 1)
+    for each in (growth, growth | {"growth_steps": 793}):
+        (told,) = memory.table([{"labels": ["a"], "growth": each, **sizes}]).columns[-1].cells
+        assert "+3 objects in the last 793 of 2003 steps with 7 rollbacks" in told
 
 
 def test_a_widened_family_may_have_a_drafter_twice():
