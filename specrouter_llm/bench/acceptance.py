@@ -15,7 +15,7 @@ from rich.table import Table
 from specrouter_llm.bench import match
 from specrouter_llm.bench.bootstrap import Interval, ratio_of_sums
 from specrouter_llm.bench.models import Models, encode
-from specrouter_llm.bench.plots import new_figure, save_figure
+from specrouter_llm.bench.plots import new_figure, reach, save_figure
 from specrouter_llm.bench.texts import TextPrompt
 from specrouter_llm.bench.trials import TrialRecorder
 from specrouter_llm.engine.spec_router import SpecRouter
@@ -137,11 +137,10 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     for pair in dict.fromkeys((row["lower"], row["upper"]) for row in found):
         mine = [row for row in found if (row["lower"], row["upper"]) == pair]
         values = [row["match"] for row in mine]
-        spread = [[v["value"] - v["low"] for v in values], [v["high"] - v["value"] for v in values]]
         axes.errorbar(
             [row["one_minus_tv"]["value"] for row in mine],
             [value["value"] for value in values],
-            yerr=spread,
+            yerr=reach(values),
             fmt="o",
             capsize=2,
             label=" > ".join(pair),

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from specrouter_llm.bench.bootstrap import Interval, ratio_of_sums
+from specrouter_llm.bench.bootstrap import LEAST, Interval, ratio_of_sums
 from specrouter_llm.bench.contest import END_TO_END, Decoding, differences, jobs_of, route, take_turns, warm_up
 from specrouter_llm.bench.contestants import PLAIN, Chain, contestants_of
 from specrouter_llm.bench.models import Models
@@ -78,7 +78,9 @@ def _figures(mine: Sequence[Decoding], found: Mapping[str, Sequence[Decoding]]) 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Group:
     """Two tables: everyone, and the routed contestant against the best of the others."""
-    shown = Table(title="Batches: tokens per second, prefill included (95 % bootstrap intervals by batch)")
+    shown = Table(
+        title=f"Batches: tokens per second, prefill included (95 % bootstrap intervals by batch, of {LEAST} and more)"
+    )
     for column in (
         "batch",
         "contestant",
@@ -112,7 +114,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         sizes = [row["batch"] for row in mine]
         rates = [row["tokens_per_second"] for row in mine]
         axes.plot(sizes, [rate["value"] for rate in rates], marker="o", label=name)
-        axes.fill_between(sizes, [rate["low"] for rate in rates], [rate["high"] for rate in rates], alpha=0.15)
+        low, high = ([rate.get(end, rate["value"]) for rate in rates] for end in ("low", "high"))
+        axes.fill_between(sizes, low, high, alpha=0.15)
     every = sorted({row["batch"] for row in rows})
     axes.set_xscale("log", base=2)
     axes.set_xticks(every, [str(size) for size in every])

@@ -14,21 +14,26 @@ from typing import Any
 
 RESAMPLES = 2000
 LEVEL = 0.95
+LEAST = 5
+"""Fewer units have no interval: what resampling three of them spans is far less than `LEVEL` of what could come of others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure and its bootstrap interval at `LEVEL`."""
+    """A figure and its bootstrap interval at `LEVEL`, if it comes of at least `LEAST` units."""
 
     value: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        spread = "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:.3f}{spread}"
 
     def as_dict(self) -> dict[str, Any]:
-        return {name: round(getattr(self, name), 6) for name in ("value", "low", "high")}
+        """Without `low` and `high` where there is no interval."""
+        ends = (("value", self.value), ("low", self.low), ("high", self.high))
+        return {name: round(end, 6) for name, end in ends if end is not None}
 
 
 def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0) -> Interval:
@@ -49,6 +54,8 @@ def median_of_ratios(numerators: Sequence[float], denominators: Sequence[float],
 
 
 def _interval(count: int, figure: Callable[[Sequence[int]], float], seed: int) -> Interval:
+    if count < LEAST:
+        return Interval(figure(range(count)))
     generator = random.Random(seed)
     values = sorted(figure(generator.choices(range(count), k=count)) for _ in range(RESAMPLES))
     tail = round((1 - LEVEL) / 2 * RESAMPLES)

@@ -10,7 +10,8 @@ from rich.table import Table
 from specrouter_llm.bench.experiments import KEYS, row_key
 from specrouter_llm.errors import InvalidParameterError
 
-_INTERVAL = {"value", "low", "high"}
+_FIGURES = ({"value"}, {"value", "low", "high"})
+"""The fields of a figure, without and with its interval."""
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -31,7 +32,7 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[dict[st
         if new is None:
             continue
         apart = None
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
+        if isinstance(old, Mapping) and isinstance(new, Mapping) and "low" in old and "low" in new:
             apart = old["high"] < new["low"] or new["high"] < old["low"]
         a, b = (float(each["value"] if isinstance(each, Mapping) else each) for each in (old, new))
         rows.append(
@@ -59,7 +60,7 @@ def _figures(experiment: str, rows: Sequence[Mapping[str, Any]]) -> dict[tuple[s
 def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names of all numbers and intervals; lists and texts are no figures."""
     for name, each in value.items():
-        if isinstance(each, Mapping) and set(each) != _INTERVAL:
+        if isinstance(each, Mapping) and set(each) not in _FIGURES:
             yield from _leaves(each, f"{prefix}{name}.")
         elif isinstance(each, (Mapping, int, float)) and not isinstance(each, bool):
             yield f"{prefix}{name}", each

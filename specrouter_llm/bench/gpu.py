@@ -167,7 +167,8 @@ class Aim:
 
 def _floor(rows: Rows) -> Figure:
     over = next(row["over_floor"] for row in rows if row["runner"] == STEP)
-    return {"value": 1 / over["value"], "low": 1 / over["high"], "high": 1 / over["low"]}
+    ends = {"value": "value", "low": "high", "high": "low"}
+    return {end: 1 / over[other] for end, other in ends.items() if other in over}
 
 
 def _routed_over(reference: str) -> Callable[[Rows], Figure]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,14 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def reach(figures: Sequence[Mapping[str, float]]) -> list[list[float]]:
+    """How far the intervals of figures reach below and above them; nowhere where there are none."""
+    values = [figure["value"] for figure in figures]
+    below = [value - figure.get("low", value) for value, figure in zip(values, figures, strict=True)]
+    above = [figure.get("high", value) - value for value, figure in zip(values, figures, strict=True)]
+    return [below, above]
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -28,7 +28,7 @@ from specrouter_llm.bench.contest import (
 from specrouter_llm.bench.contestants import PLAIN, ROUTED, Chain, contestants_of
 from specrouter_llm.bench.models import Models
 from specrouter_llm.bench.peers import KINDS, REFERENCE
-from specrouter_llm.bench.plots import new_figure, save_figure
+from specrouter_llm.bench.plots import new_figure, reach, save_figure
 from specrouter_llm.bench.rivals import fastest, rival_table, rivals
 from specrouter_llm.bench.workloads import MIX, Workload, in_turn
 from specrouter_llm.engine.spec_router import SpecRouter
@@ -158,9 +158,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     grid = figure.subplots(len(panels), squeeze=False, sharex=True)
     for axes, (workload, bars) in zip(grid[:, 0], panels.items(), strict=True):
         ratios = [row["speedup"][reference]["decode"] for row in bars]
-        spread = [[r["value"] - r["low"] for r in ratios], [r["high"] - r["value"] for r in ratios]]
         names, colours = zip(*((row["contestant"], _COLOURS[row["kind"]]) for row in bars), strict=True)
-        axes.barh(names, [r["value"] for r in ratios], xerr=spread, height=0.7, color=colours)
+        axes.barh(names, [r["value"] for r in ratios], xerr=reach(ratios), height=0.7, color=colours)
         axes.invert_yaxis()
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_title(workload, loc="left", fontsize="medium")

@@ -23,7 +23,7 @@ from transformers import DynamicCache
 
 from specrouter_llm.bench.bootstrap import Interval, median_of_ratios
 from specrouter_llm.bench.models import Models
-from specrouter_llm.bench.plots import new_figure, save_figure
+from specrouter_llm.bench.plots import new_figure, reach, save_figure
 from specrouter_llm.config import EngineConfig
 from specrouter_llm.engine.calibration import pool_runners
 from specrouter_llm.engine.spec_router import SpecRouter
@@ -273,10 +273,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         mine = sorted((row for row in rows if row["runner"] == runner), key=lambda row: int(row["tokens"]))
         ratios = [row["over_one"] for row in mine]
         if mine:
-            spread = [[r["value"] - r["low"] for r in ratios], [r["high"] - r["value"] for r in ratios]]
-            axes.errorbar(
-                [row["tokens"] for row in mine], [r["value"] for r in ratios], spread, marker="o", label=runner
-            )
+            places, values = [row["tokens"] for row in mine], [ratio["value"] for ratio in ratios]
+            axes.errorbar(places, values, reach(ratios), marker="o", label=runner)
     axes.set_xlabel("tokens in one forward")
     axes.set_ylabel("time over that of one token")
     axes.set_ylim(bottom=0)

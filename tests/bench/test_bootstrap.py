@@ -5,13 +5,24 @@ import statistics
 
 import pytest
 
-from specrouter_llm.bench.bootstrap import Interval, median_of_ratios, ratio_of_sums
+from specrouter_llm.bench.bootstrap import LEAST, Interval, median_of_ratios, ratio_of_sums
+
+
+@pytest.mark.parametrize("count", [1, 4, 5])
+def test_few_units_have_a_figure_and_no_interval(count):
+    """Three prompts span no 95 % of anything; the figure stands alone, on the disk too."""
+    values = [float(i) for i in range(1, count + 1)]
+    for interval in (ratio_of_sums(values, [1.0] * count), median_of_ratios(values, [1.0] * count)):
+        assert (count >= LEAST) == (interval.low is not None) == (interval.high is not None) == ("[" in str(interval))
+        assert {"value", "low", "high"} == set(interval.as_dict()) | ({"low", "high"} if count < LEAST else set())
+        assert interval.as_dict()["value"] == pytest.approx((count + 1) / 2)
+        assert Interval(**interval.as_dict()) == interval
 
 
 def test_no_spread_gives_no_interval():
     """Equal entries leave nothing to resample."""
-    assert Interval(0.5, 0.5, 0.5) == ratio_of_sums([1, 2, 3], [2, 4, 6])
-    assert Interval(2.0, 2.0, 2.0) == median_of_ratios([2, 4, 8], [1, 2, 4])
+    assert Interval(0.5, 0.5, 0.5) == ratio_of_sums([1, 2, 3, 4, 5], [2, 4, 6, 8, 10])
+    assert Interval(2.0, 2.0, 2.0) == median_of_ratios([2, 4, 8, 16, 32], [1, 2, 4, 8, 16])
 
 
 def test_a_rate_weighs_prompts_by_their_positions():
@@ -40,6 +51,6 @@ def test_the_same_data_give_the_same_interval():
     """Resampling has a seed of its own and touches no global state."""
     random.seed(5)
     before = random.getstate()
-    first, second = (ratio_of_sums([1, 5, 2, 7], [3, 6, 4, 9]) for _ in range(2))
+    first, second = (ratio_of_sums([1, 5, 2, 7, 3], [3, 6, 4, 9, 5]) for _ in range(2))
     assert first == second
     assert before == random.getstate()

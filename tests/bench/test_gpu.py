@@ -162,3 +162,11 @@ def test_everything_once_on_a_cpu(tmp_path):
     rows = read_result(tmp_path / "gpu.json")["rows"]
     assert all("value" in row for row in rows)
     assert [1.0] * 4 == [row["value"] for row in rows if row["figure"].startswith("answers")]
+
+
+def test_a_floor_of_few_rounds_has_no_interval():
+    """The share of the floor is one over what a step takes of it; ends change places, if there are any."""
+    rows = [{"runner": gpu.STEP, "over_floor": {"value": 2.0}}]
+    assert gpu._floor(rows) == {"value": 0.5}
+    rows[0]["over_floor"] |= {"low": 1.0, "high": 4.0}
+    assert gpu._floor(rows) == {"value": 0.5, "low": 0.25, "high": 1.0}

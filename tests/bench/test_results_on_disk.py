@@ -9,6 +9,7 @@ import pytest
 from specrouter_llm.bench import report
 from specrouter_llm.bench.compare import compare, table
 from specrouter_llm.bench.experiments import KEYS, read_result, row_key, table_of
+from specrouter_llm.bench.plots import reach
 from specrouter_llm.bench.result import result, write_result
 from specrouter_llm.cli import results
 from specrouter_llm.cli.experiment import show
@@ -40,6 +41,18 @@ def test_figures_side_by_side():
     ] == [(row["row"], row["figure"], row["ratio"], row["apart"]) for row in rows]
     assert compare(second, first)[2]["ratio"] is None
     assert ["0.500", "0.500*", "0.000", "1.000"] == list(table(rows).columns[-1].cells)
+
+
+def test_a_figure_without_an_interval_is_compared_by_its_value():
+    """With one that has an interval too: older results have one for any number of units."""
+    few, whole = (step_result(step_row(ms="", over_one=figure)) for figure in ({"value": 4.0}, INTERVAL))
+    for first, second, ratio in ((whole, few, 2.0), (few, whole, 0.5), (few, few, 1.0)):
+        (row,) = compare(first, second)
+        assert ("over_one", ratio, None) == (row["figure"], row["ratio"], row["apart"])
+
+
+def test_intervals_reach_around_their_figures():
+    assert [[0.5, 0.0], [0.5, 0.0]] == reach([INTERVAL, {"value": 4.0}])
 
 
 def test_nested_figures_have_dotted_names():
