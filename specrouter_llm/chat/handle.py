@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from typing import TypeAlias
 
 from specrouter_llm.chat.parser import Pieces, ReplyParser
 from specrouter_llm.chat.values import ChatDelta, ChatResult
 from specrouter_llm.engine.handle import Handle
 from specrouter_llm.types import Completion, Delta, FinishReason
+
+OnEnd: TypeAlias = Callable[[list[ChatResult], int, BaseException | None], None]
 
 
 class ChatHandle:
@@ -22,13 +25,14 @@ class ChatHandle:
         handle: Handle,
         parser: Callable[[], ReplyParser],
         reasoning_tokens: Callable[[Completion, str], int],
-        on_end: Callable[[list[ChatResult], BaseException | None], None],
+        on_end: OnEnd,
     ) -> None:
         """`parser` makes one for each sample; `reasoning_tokens` counts those of a completion; `on_end` is called once,
-        with the results or the error, with neither if nobody has waited for the end.
+        with the samples that have ended, how many tokens of the others were delivered, and the error, if there is one.
         """
         self._handle = handle
-        self._on_end: Callable[[list[ChatResult], BaseException | None], None] | None = on_end
+        self._on_end: OnEnd | None = on_end
+        self._parser = parser
         self._answers = defaultdict[int, _Answer](lambda: _Answer(parser()))
         self._reasoning_tokens = reasoning_tokens
 
@@ -93,6 +97,7 @@ class ChatHandle:
 
     def _delta(self, delta: Delta) -> ChatDelta:
         answer = self._answers[delta.index]
+        answer.num_tokens += len(delta.token_ids)
         pieces = answer.feed(delta.text)
         finish_reason = None
         if delta.finish_reason is not None:
@@ -108,31 +113,42 @@ class ChatHandle:
         )
 
     def _end(self, end: BaseException | None) -> None:
-        """The iteration is over, regularly if by StopIteration or its async twin."""
+        """The iteration is over, regularly if by StopIteration or its async twin. Else nothing is waited for: a finalizer may
+        call this."""
         on_end, self._on_end = self._on_end, None
         if on_end is None:
             return
         regular = isinstance(end, (StopIteration, StopAsyncIteration))
-        on_end(self._results() if regular else [], None if regular else end)
+        results = self._results() if regular else [self._result(each, self._whole(each)) for each in self._handle.ended]
+        known = {result.completion.index for result in results}
+        delivered = sum(answer.num_tokens for index, answer in self._answers.items() if index not in known)
+        on_end(results, delivered, None if regular else end)
 
     def _results(self) -> list[ChatResult]:
         results = []
         for completion in self._handle.result():  # all have ended and been delivered: this does not block
             if completion.finish_reason is FinishReason.ERROR:
                 completion.raise_for_error()
-            answer = self._answers[completion.index]
-            reasoning = "".join(answer.reasoning)
-            results.append(
-                ChatResult(
-                    content="".join(answer.content),
-                    reasoning=reasoning,
-                    tool_calls=answer.parser.tool_calls,
-                    finish_reason=answer.finish_reason(completion.finish_reason.value),
-                    completion=completion,
-                    reasoning_tokens=self._reasoning_tokens(completion, reasoning) if reasoning else 0,
-                )
-            )
+            results.append(self._result(completion, self._answers[completion.index]))
         return results
+
+    def _whole(self, completion: Completion) -> _Answer:
+        """A sample of which deltas may lie unread."""
+        answer = _Answer(self._parser())
+        answer.feed(completion.text)
+        answer.finish()
+        return answer
+
+    def _result(self, completion: Completion, answer: _Answer) -> ChatResult:
+        reasoning = "".join(answer.reasoning)
+        return ChatResult(
+            content="".join(answer.content),
+            reasoning=reasoning,
+            tool_calls=answer.parser.tool_calls,
+            finish_reason=answer.finish_reason(completion.finish_reason.value),
+            completion=completion,
+            reasoning_tokens=self._reasoning_tokens(completion, reasoning) if reasoning else 0,
+        )
 
 
 class _Answer:
@@ -142,6 +158,7 @@ class _Answer:
         self.parser = parser
         self.content: list[str] = []
         self.reasoning: list[str] = []
+        self.num_tokens = 0
 
     def feed(self, text: str) -> Pieces:
         return self._keep(self.parser.feed(text))

@@ -43,7 +43,21 @@ def submit(engine: SpecRouter, request: ChatRequest) -> ChatHandle:
         MissingDependencyError: a call or a form is required, and llguidance is not installed.
         QueueFullError, EngineClosedError: nothing was queued.
     """
-    return _Chat(engine, request).submit()
+    params = request.params if request.params is not None else SamplingParams()
+    span = chat_span(engine.target, params)
+    try:
+        chat = _Chat(engine, request)
+        handle = chat.queued()
+    except BaseException as error:
+        span.end(error)
+        raise
+    model, num_prompt_tokens = engine.target, len(chat.prompt_ids)
+
+    def on_end(results: list[ChatResult], delivered: int, error: BaseException | None) -> None:
+        describe(span, model, results, num_prompt_tokens, cut=params.n - len(results), delivered=delivered)
+        span.end(error)
+
+    return ChatHandle(handle, chat.parser, chat.reasoning_tokens, on_end)
 
 
 def count_tokens(engine: SpecRouter, request: ChatRequest) -> int:
@@ -81,22 +95,8 @@ class _Chat:
         self.prompt_ids = self._encode()
         self._thinking = Thinking.after(self.prompt_ids, engine.tokenizer, self._dialect)
 
-    def submit(self) -> ChatHandle:
-        span = chat_span(self._engine.target, self._params)
-        try:
-            handle = self._queued()
-        except BaseException as error:
-            span.end(error)
-            raise
-        model = self._engine.target
-
-        def on_end(results: list[ChatResult], error: BaseException | None) -> None:
-            describe(span, model, results)
-            span.end(error)
-
-        return ChatHandle(handle, self._parser, self._reasoning_tokens, on_end)
-
-    def _queued(self) -> Handle:
+    def queued(self) -> Handle:
+        """Submits it. Raises what `submit` raises."""
         if self._may_call_freely():
             try:
                 return self._queue(self._calls_once_begun())
@@ -174,7 +174,8 @@ class _Chat:
 
     # ---------------------------------------------------------------- reading the answer
 
-    def _parser(self) -> ReplyParser:
+    def parser(self) -> ReplyParser:
+        """For one sample."""
         return ReplyParser(
             self._dialect.tool_format if self._choice != "none" else None,
             [tool.name for tool in self._tools],
@@ -182,7 +183,7 @@ class _Chat:
             thinking=self._thinking.opened,
         )
 
-    def _reasoning_tokens(self, completion: Completion, reasoning: str) -> int:
+    def reasoning_tokens(self, completion: Completion, reasoning: str) -> int:
         """Tokens up to the end of the think block, its marks included; counted anew where the mark is no token."""
         ids, end = completion.token_ids, self._dialect.token_ids.get(END_THINK)
         if end is not None:

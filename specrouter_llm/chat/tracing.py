@@ -28,32 +28,46 @@ def chat_span(model: str, params: SamplingParams) -> Span:
     return Span(f"chat {model}", asked)
 
 
-def describe(span: Span, model: str, results: Sequence[ChatResult]) -> None:
-    """Adds what came of the request; counts are sums over its samples."""
-    if not span.recording or not results:
+def describe(
+    span: Span, model: str, results: Sequence[ChatResult], num_prompt_tokens: int, *, cut: int = 0, delivered: int = 0
+) -> None:
+    """Adds what came of the request; counts are sums over its samples.
+
+    Of the `cut` samples that nobody waited for, only the number of tokens that were `delivered` is known.
+    """
+    if not span.recording:
         return
+    tokens = sum(result.completion.usage.completion_tokens for result in results)
+    span.set(
+        {
+            "gen_ai.response.model": model,
+            "gen_ai.response.finish_reasons": [*(result.finish_reason for result in results), *["cancelled"] * cut],
+            "gen_ai.usage.input_tokens": num_prompt_tokens,
+            "gen_ai.usage.output_tokens": tokens + delivered,
+        }
+    )
+    if results:
+        span.set(_counts(results))
+
+
+def _counts(results: Sequence[ChatResult]) -> dict[str, Attribute]:
+    """Of samples that have ended."""
     completions = [result.completion for result in results]
     stats = [completion.stats for completion in completions]
     drafted = sum(s.num_draft_tokens for s in stats)
     accepted = sum(s.num_accepted_draft_tokens for s in stats)
     steps = sum(s.num_target_steps for s in stats)
-    span.set(
-        {
-            "gen_ai.response.model": model,
-            "gen_ai.response.finish_reasons": [result.finish_reason for result in results],
-            "gen_ai.response.time_to_first_chunk": min(c.timings.time_to_first_token_s for c in completions),
-            "gen_ai.usage.input_tokens": completions[0].usage.prompt_tokens,
-            "gen_ai.usage.output_tokens": sum(c.usage.completion_tokens for c in completions),
-            "gen_ai.usage.reasoning.output_tokens": sum(result.reasoning_tokens for result in results),
-            "gen_ai.usage.cache_read.input_tokens": completions[0].usage.cached_tokens,
-            "specrouter.speculative.num_draft_tokens": drafted,
-            "specrouter.speculative.num_accepted_draft_tokens": accepted,
-            "specrouter.speculative.num_spec_steps": sum(s.num_spec_steps for s in stats),
-            "specrouter.speculative.num_target_steps": steps,
-            "specrouter.speculative.draft_acceptance_rate": accepted / drafted if drafted else 0.0,
-            "specrouter.speculative.mean_acceptance_length": (
-                sum(s.num_committed_tokens for s in stats) / steps if steps else 0.0
-            ),
-            "specrouter.speculative.chain": list(dict.fromkeys(stage.model for s in stats for stage in s.chain)),
-        }
-    )
+    return {
+        "gen_ai.response.time_to_first_chunk": min(c.timings.time_to_first_token_s for c in completions),
+        "gen_ai.usage.reasoning.output_tokens": sum(result.reasoning_tokens for result in results),
+        "gen_ai.usage.cache_read.input_tokens": completions[0].usage.cached_tokens,
+        "specrouter.speculative.num_draft_tokens": drafted,
+        "specrouter.speculative.num_accepted_draft_tokens": accepted,
+        "specrouter.speculative.num_spec_steps": sum(s.num_spec_steps for s in stats),
+        "specrouter.speculative.num_target_steps": steps,
+        "specrouter.speculative.draft_acceptance_rate": accepted / drafted if drafted else 0.0,
+        "specrouter.speculative.mean_acceptance_length": (
+            sum(s.num_committed_tokens for s in stats) / steps if steps else 0.0
+        ),
+        "specrouter.speculative.chain": list(dict.fromkeys(stage.model for s in stats for stage in s.chain)),
+    }

@@ -14,6 +14,7 @@ from specrouter_llm.runtime.openmp import release_team
 from specrouter_llm.types import Completion, Delta, FinishReason
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 class Mailbox(Generic[T]):
@@ -47,6 +48,11 @@ class Mailbox(Generic[T]):
             self._condition.notify_all()
             waiters, self._waiters = self._waiters, []
         _wake_all(waiters)
+
+    def unread(self, kind: type[K]) -> list[K]:
+        """The items of this kind that nobody has read yet, left where they are; does not block."""
+        with self._lock:
+            return [item for item in self._items if isinstance(item, kind)]
 
     def is_awaited(self, kind: type) -> bool:
         """Whether an item of this kind may be read as soon as it is here: not while the consumer waits for another one."""
@@ -121,6 +127,12 @@ class Handle:
     def done(self) -> bool:
         """Whether every sample has ended and been delivered."""
         return len(self._completions) == self._num_samples
+
+    @property
+    def ended(self) -> list[Completion]:
+        """The samples that have ended, in order, delivered or not; does not block."""
+        found = [*self._completions, *self._mailbox.unread(Completion)]
+        return sorted(found, key=lambda completion: completion.index)
 
     def cancel(self) -> None:
         """Ends the request within one step; its slots are free then. Harmless when it has ended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 
 import pytest
 from opentelemetry import trace
@@ -12,8 +13,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from specrouter_llm import SamplingParams, telemetry
-from specrouter_llm.chat import ChatRequest, submit
-from specrouter_llm.errors import CallbackError, QueueFullError
+from specrouter_llm.chat import ChatRequest, count_tokens, submit
+from specrouter_llm.errors import CallbackError, InvalidParameterError, QueueFullError
 
 
 @pytest.fixture
@@ -106,11 +107,42 @@ def test_a_request_that_was_not_taken(demo, kit, spans, monkeypatch):
 
 def test_a_dropped_handle_ends_its_span(demo, kit, spans):
     handle = submit(demo, request_of(kit, params=SamplingParams(max_tokens=1000, ignore_eos=True)))
-    next(handle)
+    assert 1 == len(next(handle).token_ids)
     assert spans() == []
+    num_tokens = 1 + len(next(handle).token_ids)
     del handle
     gc.collect()
-    assert len(spans()) == 1
+    (span,) = spans()
+    assert {
+        "gen_ai.response.model": "demo/target",
+        "gen_ai.response.finish_reasons": ("cancelled",),
+        "gen_ai.usage.input_tokens": count_tokens(demo, request_of(kit)),
+        "gen_ai.usage.output_tokens": num_tokens,
+    }.items() <= dict(span.attributes).items()
+
+
+def test_a_request_that_has_ended_unread_says_how(demo, kit, spans):
+    """Nobody asked for its result; the true end, all tokens and the counts are there when the handle goes."""
+    request = request_of(kit, options={"chain": ["demo/draft"]})
+    read = submit(demo, request).result()[0]
+    handle = submit(demo, request)
+    while not handle._handle.ended:
+        time.sleep(0.01)
+    handle.close()
+    seen, unseen = (dict(span.attributes) for span in spans())
+    assert unseen["gen_ai.response.finish_reasons"] == (read.finish_reason,)
+    assert unseen.keys() == seen.keys()
+    for name in ("gen_ai.usage.input_tokens", "gen_ai.usage.output_tokens", "specrouter.speculative.chain"):
+        assert unseen[name] == seen[name]
+
+
+def test_a_request_that_is_refused_has_a_span(demo, kit, spans):
+    """Before anything is queued: it says what was asked for, and why not."""
+    with pytest.raises(InvalidParameterError, match="unknown option"):
+        submit(demo, request_of(kit, options={"chian": []}))
+    (span,) = spans()
+    assert (trace.StatusCode.ERROR, "InvalidParameterError") == (span.status.status_code, span.attributes["error.type"])
+    assert span.attributes["gen_ai.request.max_tokens"] == 20
 
 
 def test_without_opentelemetry(demo, kit, spans, monkeypatch):
