@@ -11,7 +11,7 @@ from specrouter_llm.chat.values import ChatDelta, ChatResult
 from specrouter_llm.engine.handle import Handle
 from specrouter_llm.types import Completion, Delta, FinishReason
 
-OnEnd: TypeAlias = Callable[[list[ChatResult], int, BaseException | None], None]
+OnEnd: TypeAlias = Callable[[list[ChatResult], list[tuple[str, int]], BaseException | None], None]
 
 
 class ChatHandle:
@@ -27,12 +27,12 @@ class ChatHandle:
         reasoning_tokens: Callable[[Completion, str], int],
         on_end: OnEnd,
     ) -> None:
-        """`parser` makes one for each sample; `reasoning_tokens` counts those of a completion; `on_end` is called once,
-        with the samples that have ended, how many tokens of the others were delivered, and the error, if there is one.
+        """`parser` makes one for each sample; `reasoning_tokens` counts those of a completion; `on_end` is called once, with
+        the samples that have ended (without their text where nobody waits for it), the finish reason and the number of
+        tokens of others that were delivered in part, and the error, if there is one.
         """
         self._handle = handle
         self._on_end: OnEnd | None = on_end
-        self._parser = parser
         self._answers = defaultdict[int, _Answer](lambda: _Answer(parser()))
         self._reasoning_tokens = reasoning_tokens
 
@@ -107,7 +107,7 @@ class ChatHandle:
                 pieces.reasoning + last.reasoning,
                 (*pieces.tool_calls, *last.tool_calls),
             )
-            finish_reason = answer.finish_reason(delta.finish_reason.value)
+            finish_reason = answer.reason = answer.finish_reason(delta.finish_reason.value)
         return ChatDelta(
             delta.index, pieces.content, pieces.reasoning, pieces.tool_calls, finish_reason, delta.token_ids
         )
@@ -118,11 +118,12 @@ class ChatHandle:
         on_end, self._on_end = self._on_end, None
         if on_end is None:
             return
-        regular = isinstance(end, (StopIteration, StopAsyncIteration))
-        results = self._results() if regular else [self._result(each, self._whole(each)) for each in self._handle.ended]
-        known = {result.completion.index for result in results}
-        delivered = sum(answer.num_tokens for index, answer in self._answers.items() if index not in known)
-        on_end(results, delivered, None if regular else end)
+        if isinstance(end, (StopIteration, StopAsyncIteration)):
+            on_end(self._results(), [], None)
+            return
+        results, rest = {each.index: each for each in self._handle.ended}, dict(self._answers)
+        told = [_left(completion, rest.pop(index, None)) for index, completion in results.items()]
+        on_end(told, [(answer.reason or "cancelled", answer.num_tokens) for answer in rest.values()], end)
 
     def _results(self) -> list[ChatResult]:
         results = []
@@ -131,13 +132,6 @@ class ChatHandle:
                 completion.raise_for_error()
             results.append(self._result(completion, self._answers[completion.index]))
         return results
-
-    def _whole(self, completion: Completion) -> _Answer:
-        """A sample of which deltas may lie unread."""
-        answer = _Answer(self._parser())
-        answer.feed(completion.text)
-        answer.finish()
-        return answer
 
     def _result(self, completion: Completion, answer: _Answer) -> ChatResult:
         reasoning = "".join(answer.reasoning)
@@ -151,6 +145,12 @@ class ChatHandle:
         )
 
 
+def _left(completion: Completion, answer: _Answer | None) -> ChatResult:
+    """A sample that has ended and is not waited for."""
+    reason = answer.reason if answer is not None else None
+    return ChatResult("", "", (), reason or completion.finish_reason.value, completion, 0)
+
+
 class _Answer:
     """One sample as far as it has been read."""
 
@@ -159,6 +159,8 @@ class _Answer:
         self.content: list[str] = []
         self.reasoning: list[str] = []
         self.num_tokens = 0
+        self.reason: str | None = None
+        """Once it has been read to its end."""
 
     def feed(self, text: str) -> Pieces:
         return self._keep(self.parser.feed(text))

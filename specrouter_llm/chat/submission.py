@@ -53,8 +53,9 @@ def submit(engine: SpecRouter, request: ChatRequest) -> ChatHandle:
         raise
     model, num_prompt_tokens = engine.target, len(chat.prompt_ids)
 
-    def on_end(results: list[ChatResult], delivered: int, error: BaseException | None) -> None:
-        describe(span, model, results, num_prompt_tokens, cut=params.n - len(results), delivered=delivered)
+    def on_end(results: list[ChatResult], others: list[tuple[str, int]], error: BaseException | None) -> None:
+        unread = params.n - len(results) - len(others)
+        describe(span, model, results, num_prompt_tokens, [*others, *[("cancelled", 0)] * unread])
         span.end(error)
 
     return ChatHandle(handle, chat.parser, chat.reasoning_tokens, on_end)

@@ -29,11 +29,15 @@ def chat_span(model: str, params: SamplingParams) -> Span:
 
 
 def describe(
-    span: Span, model: str, results: Sequence[ChatResult], num_prompt_tokens: int, *, cut: int = 0, delivered: int = 0
+    span: Span,
+    model: str,
+    results: Sequence[ChatResult],
+    num_prompt_tokens: int,
+    others: Sequence[tuple[str, int]] = (),
 ) -> None:
     """Adds what came of the request; counts are sums over its samples.
 
-    Of the `cut` samples that nobody waited for, only the number of tokens that were `delivered` is known.
+    Of `others`, that nobody has waited for, only the finish reason and the number of tokens that were delivered are known.
     """
     if not span.recording:
         return
@@ -41,9 +45,12 @@ def describe(
     span.set(
         {
             "gen_ai.response.model": model,
-            "gen_ai.response.finish_reasons": [*(result.finish_reason for result in results), *["cancelled"] * cut],
+            "gen_ai.response.finish_reasons": [
+                *(result.finish_reason for result in results),
+                *(reason for reason, _ in others),
+            ],
             "gen_ai.usage.input_tokens": num_prompt_tokens,
-            "gen_ai.usage.output_tokens": tokens + delivered,
+            "gen_ai.usage.output_tokens": tokens + sum(number for _, number in others),
         }
     )
     if results:

@@ -136,6 +136,19 @@ def test_a_request_that_has_ended_unread_says_how(demo, kit, spans):
         assert unseen[name] == seen[name]
 
 
+def test_a_stream_that_is_left_at_its_last_delta_says_what_it_told(demo, kit, spans):
+    """Most readers leave there; the engine may not have counted the sample yet."""
+    params = SamplingParams(max_tokens=20, ignore_eos=True)
+    for _ in range(10):
+        with submit(demo, request_of(kit, params=params)) as handle:
+            for delta in handle:
+                if delta.finish_reason:
+                    break
+    found = [dict(span.attributes) for span in spans()]
+    assert {("length",)} == {each["gen_ai.response.finish_reasons"] for each in found}
+    assert {20} == {each["gen_ai.usage.output_tokens"] for each in found}
+
+
 def test_a_request_that_is_refused_has_a_span(demo, kit, spans):
     """Before anything is queued: it says what was asked for, and why not."""
     with pytest.raises(InvalidParameterError, match="unknown option"):
