@@ -93,7 +93,7 @@ class EagerRunner:
         self._device = model.get_input_embeddings().weight.device
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._num_layers: int = model.config.get_text_config().num_hidden_layers
-        with _LENDING:  # a model that another engine is still making its own is not what it will be
+        with _use_of(model):  # while another engine is still making it its own it is not what it will be
             if _lend(model):  # else another engine runs this very model, and has checked it
                 self._make_own(model, pack)
         self._cache = self._new_cache(num_slots, context_length)
@@ -183,8 +183,14 @@ def _head_shape(layer: Any) -> tuple[int, int, int]:
 
 _lent: WeakKeyDictionary[torch.nn.Module, tuple[str, int]] = WeakKeyDictionary()
 """Models in use: the attention that each came with, and how many runners have it. A loaded model may serve several."""
-_LENDING = threading.RLock()
-"""Held by who changes `_lent`, or a model's attention."""
+_uses: WeakKeyDictionary[torch.nn.Module, threading.RLock] = WeakKeyDictionary()
+"""One lock for each of them, held by who changes its attention."""
+_USES = threading.Lock()
+
+
+def _use_of(model: PreTrainedModel) -> threading.RLock:
+    with _USES:
+        return _uses.setdefault(model, threading.RLock())
 
 
 def _lend(model: PreTrainedModel) -> bool:
@@ -195,7 +201,7 @@ def _lend(model: PreTrainedModel) -> bool:
 
 
 def _give_back(model: PreTrainedModel) -> None:
-    with _LENDING:
+    with _use_of(model):
         native, users = _lent.pop(model)
         if users > 1:
             _lent[model] = (native, users - 1)

@@ -223,6 +223,29 @@ def test_a_runner_waits_for_another_that_makes_the_model_its_own(model, monkeypa
     assert own == model.config._attn_implementation
 
 
+def test_a_model_that_is_being_made_ones_own_keeps_no_other_waiting(model, monkeypatch):
+    """Loading takes long; an engine over another model is closed meanwhile."""
+    checking, goes_on = threading.Event(), threading.Event()
+    other = EagerRunner("other", copy.deepcopy(model), num_slots=1, context_length=512)
+
+    def slow(*arguments):
+        checking.set()
+        assert goes_on.wait(60)
+        return native_logits(*arguments)
+
+    monkeypatch.setattr(runner_module, "native_logits", slow)
+    making = threading.Thread(target=lambda: EagerRunner("a", model, num_slots=1, context_length=512).close())
+    making.start()
+    assert checking.wait(60)
+    closing = threading.Thread(target=other.close)
+    closing.start()
+    closing.join(30)
+    waits = closing.is_alive()
+    goes_on.set()
+    making.join()
+    assert not waits
+
+
 def test_an_architecture_that_we_run_wrongly_is_refused_at_load():
     """Attention sinks change the logits and are not known to our attention: the check at load notices."""
     torch.manual_seed(0)
