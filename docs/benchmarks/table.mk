@@ -46,15 +46,24 @@ overhead             := overhead --prompts $(GSM8K) $(call limit,32)
 # The scheduler's arithmetic against what happens (eight minutes), and memory against what was accounted for.
 calibration          := calibration --noise 0 --noise 0.1 --noise 0.3 --noise 0.8 --tokens 200
 memory               := memory --depth 1 --depth 3
+# The same family as checkpoints in bfloat16, as most models are stored: who reads them as float32 need not keep them so.
+FAMILY               ?= $(RESULTS)/family-$(SIZE)
+stored               := --target $(FAMILY)/target-widened --draft $(FAMILY)/middle-widened --draft $(FAMILY)/draft-widened
+stored-gsm8k         := $(gsm8k) $(stored)
+stored-quoting       := $(quoting) $(stored)
+stored-batch-8       := batch -w $(GSM8K) --batch 8 --groups 8 --max-tokens 48 --limit 64 --no-chains $(stored)
+stored-step          := step --target $(FAMILY)/target-widened
 
 bench_table := gsm8k gsm8k-assisted target-only target-only-assisted quoting \
 	chains-gsm8k chains-target-only chains-code chains-rag chains-qa chains-quoting chains-stories chains-mix \
 	batch-1-4 batch-8 batch-16 batch-32 batch-8-code batch-8-rag batch-8-spec-rag batch-8-qa batch-8-stories step overhead \
 	calibration memory
 
+bench_stored := stored-gsm8k stored-quoting stored-batch-8 stored-step
+
 .PHONY: bench-table bench-peers
 
-bench-table: $(bench_table:%=$(RESULTS)/%.json) $(RESULTS)/step-large.json
+bench-table: $(bench_table:%=$(RESULTS)/%.json) $(RESULTS)/step-large.json $(bench_stored:%=$(RESULTS)/%.json)
 	$(SPECROUTER) report $(RESULTS)/table.html $^
 
 # Needs the extra `peers`.
@@ -65,6 +74,12 @@ llamacpp-quoting     := speed -w rag -w editing --no-chains --peer generate --pe
 
 $(RESULTS)/step-large.json: | $(STAMP)
 	HF_HUB_OFFLINE=1 $(SPECROUTER) bench step --widen $(LARGE) --tokens 1 --tokens 8 --rounds 10 --out $@
+
+$(FAMILY)/target-widened: | $(STAMP)
+	HF_HUB_OFFLINE=1 $(SPECROUTER) bench checkpoints --widen $(SIZE) --stored bfloat16 $(FAMILY)
+
+$(bench_stored:%=$(RESULTS)/%.json): $(RESULTS)/%.json: $(FAMILY)/target-widened | $(STAMP)
+	HF_HUB_OFFLINE=1 $(SPECROUTER) bench $($*) --out $@
 
 $(RESULTS)/%.json: | $(STAMP)
 	$(if $($*),,$(error no benchmark is called $*: see docs/benchmarks/table.mk))

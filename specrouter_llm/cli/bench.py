@@ -1,9 +1,10 @@
-"""`specrouter bench match | rejection | off`: counts, and the cost of what is not used. The experiments are imported when
-they run.
+"""`specrouter bench match | rejection | off`: counts, and the cost of what is not used; `checkpoints`: models to measure. The
+experiments are imported when they run.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,6 +24,7 @@ from specrouter_llm.cli.experiment import (
     source_of,
     texts_of,
 )
+from specrouter_llm.cli.outputs import checked_folder, writing
 
 
 @app.command()
@@ -124,3 +126,22 @@ def off(
         )
     settings = {"target": family.target, "widen": family.widen, "max_tokens": max_tokens, **source_of(prompts, texts)}
     finish("off", settings, rows, experiment.table(rows), out)
+
+
+@app.command()
+@expanded
+def checkpoints(
+    folder: Annotated[Path, typer.Argument(help="Where the models go, each in a folder.", callback=checked_folder)],
+    family: Family = DEMO,
+    stored: Annotated[str, typer.Option(help="float16, bfloat16 or float32.")] = "bfloat16",
+) -> None:
+    """Write a family, widened or as it is, as checkpoints of 16 bits: what --target and --draft of the others can be."""
+    from specrouter_llm.bench.checkpoints import STORED, write_checkpoints
+    from specrouter_llm.errors import InvalidParameterError
+
+    if stored not in STORED:
+        raise InvalidParameterError(f"--stored is one of {', '.join(STORED)}, got {stored!r}")
+    with progress_bar(None) as advance, writing(folder):
+        paths = write_checkpoints(family.models(), folder, stored, advance=advance)
+    for path in paths:
+        typer.echo(path)

@@ -35,7 +35,7 @@ def commands():
     found = [
         shlex.split(line.partition("specrouter ")[2]) for line in output.splitlines() if "specrouter bench" in line
     ]
-    return {Path(each[-1]).stem: each for each in found}
+    return {Path(each[-1]).stem: each for each in found if each[1] != "checkpoints"}  # those are no results
 
 
 def test_every_command_is_understood(commands):
