@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from numbers import Integral
 
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.scheduling.plan import Plan
@@ -134,7 +135,7 @@ class ChainRouter:
             raise InvalidParameterError(f"a plan must end with the target {self.target!r}, got {plan!r}")
         self._check_levels(plan.levels)
         sizes, numbers = (len(plan.windows) + 1, len(plan.rounds)), (*plan.windows, *plan.rounds)
-        if set(sizes) != {len(plan.levels)} or any(type(number) is not int for number in numbers):
+        if set(sizes) != {len(plan.levels)} or not all(isinstance(number, Integral) for number in numbers):
             raise InvalidParameterError(
                 f"a plan has a whole number for the window of each level below the target and for the rounds of each level, "
                 f"got {plan!r}; Plan.chain makes such plans"

@@ -151,10 +151,16 @@ def _misfit(reason: str) -> str:
 def describe(pool: ModelPool, runners: Mapping[str, Runner]) -> dict[str, str]:
     """What decides a model's speed, by name. A label is a folder's name: another folder may have the same."""
     return {
-        member.name: f"{member.label}, {member.num_parameters} parameters, {runners[member.name].dtype}, "
+        member.name: f"{member.label}, {member.num_parameters} parameters, {_storage(runners[member.name])}, "
         f"{type(runners[member.name]).__name__} on {_device(member)}"
         for member in in_order(pool)
     }
+
+
+def _storage(runner: Runner) -> str:
+    """The dtype, and the bytes of the weights where they may be fewer than it says."""
+    weight_bytes = getattr(runner, "weight_bytes", None)
+    return runner.dtype if weight_bytes is None else f"{runner.dtype} in {weight_bytes} bytes"
 
 
 def _device(member: PoolMember) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import secrets
 import threading
@@ -237,7 +238,7 @@ def _are_ids(value: object) -> bool:
 def _is_number(value: object) -> bool:
     """Whether a value is a number that clocks can be compared with."""
     try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and float(value) == value
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(float(value))
     except OverflowError:
         return False
 

@@ -190,7 +190,7 @@ def test_what_is_saved_is_what_the_policy_starts_from(saved, monkeypatch):
         ({"target": "demo/target"}, "does not know 'demo/target'; it knows demo/draft, demo/middle"),
         (
             {"dtype": "float64"},
-            "was measured as 'demo/draft, .* parameters, float32, .* it is 'demo/draft, .* parameters, float64",
+            "was measured as 'demo/draft, .* parameters, float32 .* it is 'demo/draft, .* parameters, float64",
         ),
         ({"pack": False}, "it is 'demo/draft, .* float32, EagerRunner on cpu"),
         ({"policy": "fixed"}, 'for policy="adaptive"'),

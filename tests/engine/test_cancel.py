@@ -94,6 +94,15 @@ WAYS = [
 ]
 
 
+@pytest.fixture
+def interrupts():
+    """SIGINT raises KeyboardInterrupt, also where a shell has told the process to ignore it, as for jobs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_interrupting_a_call_cancels_all_its_prompts(tools):
     """Ctrl-C in `generate`: shells and notebooks keep the traceback, and with it the handles, that nobody would cancel."""
     begun = threading.Event()

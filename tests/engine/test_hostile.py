@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -221,6 +222,13 @@ def test_a_policy_without_reasons(tools, reasons):
     assert 0 == engine.stats.num_running
 
 
+def test_a_policy_that_counts_with_numpy(tools):
+    """Its whole numbers are whole numbers."""
+    policy = Plans(lambda rows: [Plan(("draft", "target"), (np.int64(3),), (np.int64(3), 1))] * len(rows))
+    with tools.engine_of(tools.family(), policy=policy) as engine:
+        assert engine.generate([[1]], max_tokens=9)[0].raise_for_error().stats.num_draft_tokens
+
+
 class Untold(Exception):
     """An error that cannot be told of."""
 
@@ -268,7 +276,7 @@ def test_an_error_whose_message_is_an_error(tools, place):
         ([1], {"draft_sources": 5}, InvalidParameterError),  # TypeError
         ([1], {"speculation": "no"}, InvalidParameterError),  # counts as True
         ([1], {"timeout": 10**400}, InvalidParameterError),  # OverflowError
-        ([1], {"timeout": math.nan}, InvalidParameterError),
+        ([1], {"timeout": math.nan}, InvalidParameterError),  # never over
         ([1], {"draft_sources": None}, InvalidParameterError),  # TypeError
         ([1], {"keep_special_tokens": None}, InvalidParameterError),  # TypeError
         ([1], {"chain": iter(["draft"])}, InvalidParameterError),  # TypeError
