@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from specrouter_llm.errors import ModelFailure
@@ -156,6 +157,8 @@ class VerifyProcessor:
     def prefill(self, model: str, slots: Sequence[int], max_tokens: int) -> int:
         """Feeds the next committed tokens of some slots, at most `max_tokens` in all; returns how many were fed.
 
+        They have been when it returns: a device takes any number of chunks at once, and what comes would wait behind all.
+
         Raises:
             ModelFailure: the forward raised; the lengths are as before.
         """
@@ -169,7 +172,7 @@ class VerifyProcessor:
             if left <= 0:
                 break
         if spans:
-            self._forward(model, spans)
+            self._forward(model, spans, to_the_end=True)
         return max_tokens - left
 
     def _test(self, model: str, num_rows: int, row: Row, hypothesis: Sequence[int], proposal: Sequence[int]) -> _Test:
@@ -184,10 +187,14 @@ class VerifyProcessor:
         known = max(self._state.num_valid(model, row.slot), row.num_prompt_tokens - 1)
         return num_scored(len(row.token_ids) - 1 - known, num_rows, sampled=row.sampler.params.temperature > 0)
 
-    def _forward(self, model: str, spans: Sequence[Span], begun: Tensor | None = None) -> Tensor:
-        """Logits of the spans: those that are `begun` already, if any."""
+    def _forward(
+        self, model: str, spans: Sequence[Span], begun: Tensor | None = None, *, to_the_end: bool = False
+    ) -> Tensor:
+        """Logits of the spans: those that are `begun` already, if any; `to_the_end` waits until a device has them."""
         try:
             logits = self._runners[model].forward(spans) if begun is None else begun
+            if to_the_end:
+                wait_for(logits)
         except Exception as error:
             raise ModelFailure(model, error) from error
         for span in spans:
@@ -200,6 +207,12 @@ class VerifyProcessor:
         room = runner.context_length - len(row.token_ids) - len(hypothesis)
         size = next((i for i, token_id in enumerate(proposal) if not 0 <= token_id < runner.vocab_size), len(proposal))
         return proposal[: max(0, min(size, room))]
+
+
+def wait_for(logits: Tensor) -> None:
+    """Until a device has done all that was begun so far."""
+    if logits.is_cuda:
+        torch.cuda.current_stream(logits.device).synchronize()
 
 
 def _accept(proposal: Sequence[int], choices: Sequence[int | None], logits: Tensor | None) -> Verification:

@@ -39,6 +39,12 @@ def test_a_part_that_fails_is_recorded_and_the_others_run(tmp_path):
     assert not any("value" in row for row in summary["rows"])
 
 
+def test_tests_that_were_all_skipped_are_not_done(tmp_path):
+    """As where torch does not find the device: pytest ends well all the same."""
+    (outcome,) = run([python("tests", "print('36 skipped in 4.1s')")], tmp_path)
+    assert (gpu.FAILED, "36 skipped in 4.1s") == (outcome.state, outcome.note)
+
+
 def test_a_failing_part_keeps_what_it_wrote(tmp_path):
     """`verify` writes what it found and ends with status 1 where something differs."""
     rows = [{"chain": "ngram", "requests": 2, "identical": 1, "near_ties": 0, "different": 1}]
