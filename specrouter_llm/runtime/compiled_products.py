@@ -12,7 +12,17 @@ import numpy as np
 from numba import carray, from_dtype, njit, types
 
 from specrouter_llm.runtime.records import BFLOAT16, FLOAT16, FLOAT32, LAYER, PRODUCT, STEP
-from specrouter_llm.runtime.tile import FORMATS, PANEL, ROWS, float_of_bits, link_team, make_tile, pointer_to
+from specrouter_llm.runtime.tile import (
+    FORMATS,
+    PAIRED,
+    PANEL,
+    ROWS,
+    float_of_bits,
+    link_team,
+    make_pair,
+    make_tile,
+    pointer_to,
+)
 
 link_team()  # before anything is compiled
 
@@ -33,6 +43,8 @@ threads = types.ExternalFunction("omp_get_num_threads", types.int32())
 
 _tile, _tile_of_bfloat16 = make_tile(), make_tile(BFLOAT16)
 _tile_of_float16 = make_tile(FLOAT16 if FLOAT16 in FORMATS else FLOAT32)
+_pair, _pair_of_bfloat16 = make_pair(FLOAT32), make_pair(BFLOAT16)
+_pair_of_float16 = make_pair(FLOAT16 if FLOAT16 in FORMATS else FLOAT32)
 
 
 @PLAIN
@@ -73,6 +85,17 @@ def _multiply_some(rows, x, x_stride, w, stored, inner, out, out_stride, add):
 
 
 @PLAIN
+def _multiply_few(rows, x, x_stride, w, other_w, stored, inner, out, out_stride, other, other_stride, add):
+    """Up to PAIRED rows times two panels."""
+    if stored == FLOAT32:
+        _pair(rows, x, x_stride, w, other_w, PANEL, inner, out, out_stride, other, other_stride, add)
+    elif stored == BFLOAT16:
+        _pair_of_bfloat16(rows, x, x_stride, w, other_w, PANEL, inner, out, out_stride, other, other_stride, add)
+    else:
+        _pair_of_float16(rows, x, x_stride, w, other_w, PANEL, inner, out, out_stride, other, other_stride, add)
+
+
+@PLAIN
 def _panel_bytes(stored, inner):
     return (4 if stored == FLOAT32 else 2) * inner * PANEL
 
@@ -91,8 +114,16 @@ def _add_bias(bias, first, rows, out, stride):
 def multiply(x, x_stride, rows, w, stored, inner, bias, out, stride, add, team) -> None:
     """This thread's panels of out [rows, stride] = (out +) x w + bias."""
     first, last = _share(stride // PANEL, team)
-    for panel in range(first, last):
-        weight = w + panel * _panel_bytes(stored, inner)
+    size = _panel_bytes(stored, inner)
+    paired = first + (last - first) // 2 * 2 if rows <= PAIRED else first
+    for panel in range(first, paired, 2):
+        weight, place = w + panel * size, out + 4 * panel * PANEL
+        beside = place + 4 * PANEL
+        _multiply_few(rows, x, x_stride, weight, weight + size, stored, inner, place, stride, beside, stride, add)
+        _add_bias(bias, panel * PANEL, rows, out, stride)
+        _add_bias(bias, (panel + 1) * PANEL, rows, out, stride)
+    for panel in range(paired, last):
+        weight = w + panel * size
         for row in range(0, rows, ROWS):
             number = min(ROWS, rows - row)
             some = x + 4 * row * x_stride
@@ -113,8 +144,12 @@ def open_gate(x, x_stride, rows, layer, stored, inner, out, stride, team) -> Non
             number = min(ROWS, rows - row)
             some = x + 4 * row * x_stride
             place = out + 4 * (row * stride + panel * PANEL)
-            _multiply_some(number, some, x_stride, layer.gate + skip, stored, inner, place, stride, False)
-            _multiply_some(number, some, x_stride, layer.up + skip, stored, inner, beside, PANEL, False)
+            gates, ups = layer.gate + skip, layer.up + skip
+            if number <= PAIRED:
+                _multiply_few(number, some, x_stride, gates, ups, stored, inner, place, stride, beside, PANEL, False)
+            else:
+                _multiply_some(number, some, x_stride, gates, stored, inner, place, stride, False)
+                _multiply_some(number, some, x_stride, ups, stored, inner, beside, PANEL, False)
             _add_bias(layer.gate_bias, panel * PANEL, number, out + 4 * row * stride, stride)
             if layer.up_bias != 0:
                 _add_bias(layer.up_bias + 4 * panel * PANEL, 0, number, beside, PANEL)

@@ -36,6 +36,8 @@ addresses of the rows, too (with 12 a tile takes twice as long)."""
 VECTORS = 2
 PANEL: int = VECTORS * LANES
 """Outputs in a panel."""
+PAIRED = 2
+"""Rows, at most, that are multiplied by two panels at a time."""
 FORMATS: tuple[int, ...] = (FLOAT32, BFLOAT16, FLOAT16) if "+f16c" in _features else (FLOAT32, BFLOAT16)
 """How matrices may be stored here."""
 
@@ -67,21 +69,64 @@ def make_tile(stored: int = FLOAT32) -> Callable[..., None]:
         out_stride: Any,
         add: Any,
     ) -> tuple[Any, Callable[..., Any]]:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            done = builder.append_basic_block("done")
-            choice = builder.switch(args[0], done)
-            for number in range(1, ROWS + 1):
-                block = builder.append_basic_block("tile")
-                choice.add_case(_INDEX(number), block)
-                builder.position_at_end(block)
-                _emit(builder, number, stored, *args[1:])
-                builder.branch(done)
-            builder.position_at_end(done)
-            return context.get_dummy_value()
+        def emit(builder: Any, number: int, x: Any, x_stride: Any, w: Any, *args: Any) -> None:
+            w_stride, inner, out, out_stride, add = args
+            _emit(builder, number, stored, x, x_stride, [w], w_stride, inner, [(out, out_stride)], add)
 
-        return types.void(*(types.intp,) * 8, types.boolean), generate
+        return types.void(*(types.intp,) * 8, types.boolean), _for_each_number(ROWS, emit)
 
     return tile  # type: ignore[no-any-return]  # numba is untyped
+
+
+def make_pair(stored: int) -> Callable[..., None]:
+    """Two tiles over the same rows, of which there are 1 to PAIRED: (rows, x, x_stride, w, other_w, w_stride, inner, out,
+    out_stride, other_out, other_stride, add).
+
+    The sums of few rows wait for one another: those of two panels take hardly longer than those of one.
+    """
+
+    @intrinsic
+    def pair(
+        typing: Any,
+        rows: Any,
+        x: Any,
+        x_stride: Any,
+        w: Any,
+        other_w: Any,
+        w_stride: Any,
+        inner: Any,
+        out: Any,
+        out_stride: Any,
+        other_out: Any,
+        other_stride: Any,
+        add: Any,
+    ) -> tuple[Any, Callable[..., Any]]:
+        def emit(builder: Any, number: int, x: Any, x_stride: Any, w: Any, other_w: Any, *args: Any) -> None:
+            w_stride, inner, out, out_stride, other_out, other_stride, add = args
+            outs = [(out, out_stride), (other_out, other_stride)]
+            _emit(builder, number, stored, x, x_stride, [w, other_w], w_stride, inner, outs, add)
+
+        return types.void(*(types.intp,) * 11, types.boolean), _for_each_number(PAIRED, emit)
+
+    return pair  # type: ignore[no-any-return]  # numba is untyped
+
+
+def _for_each_number(most: int, emit: Callable[..., None]) -> Callable[..., Any]:
+    """Code for each number of rows, which is the first argument."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        done = builder.append_basic_block("done")
+        choice = builder.switch(args[0], done)
+        for number in range(1, most + 1):
+            block = builder.append_basic_block("tile")
+            choice.add_case(_INDEX(number), block)
+            builder.position_at_end(block)
+            emit(builder, number, *args[1:])
+            builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return generate
 
 
 def _emit(
@@ -90,13 +135,13 @@ def _emit(
     stored: int,
     x: Any,
     x_stride: Any,
-    w: Any,
+    panels: list[Any],
     w_stride: Any,
     inner: Any,
-    out: Any,
-    out_stride: Any,
+    outs: list[tuple[Any, Any]],
     add: Any,
 ) -> None:
+    """Sums of `rows` rows over each of `panels`, to the places of `outs` and their strides."""
     fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32")
     inputs = [_at(b, x, b.mul(x_stride, _INDEX(row))) for row in range(rows)]
     before, loop, after = b.block, b.append_basic_block("inner"), b.append_basic_block("sums")
@@ -104,8 +149,8 @@ def _emit(
     b.position_at_end(loop)
     step = b.phi(_INDEX)
     step.add_incoming(_INDEX(0), before)
-    sums = [[b.phi(_VECTOR) for _ in range(VECTORS)] for _ in range(rows)]
-    weights = _WEIGHTS[stored](b, w, b.mul(step, w_stride))
+    sums = [[b.phi(_VECTOR) for _ in range(VECTORS * len(panels))] for _ in range(rows)]
+    weights = [vector for w in panels for vector in _WEIGHTS[stored](b, w, b.mul(step, w_stride))]
     summed = []
     for line, start in zip(sums, inputs, strict=True):
         number = _spread(b, b.load(b.gep(start, [step])))
@@ -119,8 +164,9 @@ def _emit(
     b.cbranch(b.icmp_signed("<", following, inner), loop, after)
     b.position_at_end(after)
     for row, line in enumerate(summed):
-        for v, value in enumerate(line):
-            place = _at(b, out, b.add(b.mul(out_stride, _INDEX(row)), _INDEX(LANES * v)))
+        for number, value in enumerate(line):
+            (out, stride), v = outs[number // VECTORS], number % VECTORS
+            place = _at(b, out, b.add(b.mul(stride, _INDEX(row)), _INDEX(LANES * v)))
             result = b.select(add, b.fadd(_load(b, place), value), value)
             b.store(result, b.bitcast(place, _VECTOR.as_pointer())).align = 4
 
