@@ -75,7 +75,10 @@ class MemoryReport:
 
     @property
     def total(self) -> int:
-        """Bytes of all weights, what packing adds to them, and caches."""
+        """Bytes of all weights, what packing adds to them, and caches, as long as models are loading.
+
+        Matrices that a CPU keeps in 16 bits take half of theirs later.
+        """
         return self.fixed_bytes + sum(self.cache_bytes(member) for member in self.members)
 
     @property
