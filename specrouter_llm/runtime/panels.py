@@ -30,7 +30,8 @@ def panel_bytes(sources: Sequence[nn.Linear]) -> int:
 
 
 def lossless_format(weights: Iterable[Tensor]) -> int:
-    """The shortest format that holds all numbers of these float32 matrices as they are."""
+    """The shortest format (see `records`) that holds all numbers of these float32 matrices [out, in] as they are; a NaN fits
+    none."""
     left = [stored for stored in FORMATS if stored != FLOAT32]
     for weight in weights:
         for rows in weight.detach().split(_ROWS_AT_ONCE):
