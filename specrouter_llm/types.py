@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 TokenIds: TypeAlias = "list[int]"
 ChatMessage: TypeAlias = "dict[str, Any]"
@@ -27,6 +31,16 @@ class PackingBytes(NamedTuple):
 
 
 NO_PACKING = PackingBytes()
+
+
+class Packing(Protocol):
+    """Says what runners that pack weights will take."""
+
+    def __call__(self, model: PreTrainedModel, keep: bool, dtype: torch.dtype) -> PackingBytes | None:
+        """For a model, on `meta` if need be, whose caller keeps it or not, to be computed with in `dtype`.
+
+        None if its weights, being of another dtype, cannot be computed with in this one.
+        """
 
 
 class FinishReason(StrEnum):

@@ -192,6 +192,7 @@ def pool_runners(pool: ModelPool, *, num_slots: int, pack: bool, strict: bool = 
                 pack=pack,
                 keep=member.borrowed,
                 strict=strict and member is pool.target,
+                dtype=member.dtype,
             )
             if isinstance(runner, GraphRunner):
                 runner.record(loops=member is not pool.target)

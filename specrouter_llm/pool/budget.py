@@ -77,7 +77,7 @@ class MemoryReport:
     def total(self) -> int:
         """Bytes of all weights, what packing adds to them, and caches, as long as models are loading.
 
-        Matrices that a CPU keeps in 16 bits take half of theirs later.
+        Matrices in float32 that a CPU keeps in 16 bits take half of theirs later.
         """
         return self.fixed_bytes + sum(self.cache_bytes(member) for member in self.members)
 

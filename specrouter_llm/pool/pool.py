@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from specrouter_llm.pool.loading import freeze, quiet_transformers
 from specrouter_llm.pool.placement import Placement, place
 from specrouter_llm.pool.prepare import Defaults, Prepared, prepare
 from specrouter_llm.pool.shapes import format_parameters
-from specrouter_llm.types import PackingBytes
+from specrouter_llm.types import Packing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,7 +32,9 @@ class PoolMember:
 
     name: str
     model: PreTrainedModel
-    """In eval mode, without gradients."""
+    """In eval mode, without gradients. Its weights may be in fewer bits than `dtype`, where `packing` said so."""
+    dtype: torch.dtype
+    """Of the arithmetic."""
     tokenizer: PreTrainedTokenizerBase | None
     vocab_size: int
     """Width of the logits. A drafter's may exceed the target's: ids from there on must not be proposed."""
@@ -74,7 +76,7 @@ class ModelPool:
         max_batch: int = 8,
         max_context: int | None = None,
         memory_budget: int | str | None = None,
-        packing: Callable[[PreTrainedModel, bool], PackingBytes] | None = None,
+        packing: Packing | None = None,
         progress: bool = True,
     ) -> ModelPool:
         """Check everything that can be checked, sum up the memory, then load.
@@ -83,8 +85,8 @@ class ModelPool:
         `device`, `device_map` and `revision` apply to members whose `ModelSpec` does not say otherwise,
         `quantization_config` to the target only. The dtype is float32 on a CPU and the stored one elsewhere by default.
         A `PreTrainedModel` is used without a copy: it is set to eval mode and its gradients are switched off.
-        `packing` says what runners that pack weights take beside the model's own, of (model, whether the caller keeps it);
-        it is part of the sum.
+        `packing` says what runners that pack weights take beside the model's own, which is part of the sum; and which
+        weights of 16 bits may stay so, though they are computed with in float32.
 
         Raises InvalidParameterError (duplicate names, contradictions) and the subclasses of ModelLoadError:
         ModelNotFoundError, UnsafeModelError, UnsupportedModelError, VocabularyMismatchError, MemoryBudgetError.
@@ -210,6 +212,7 @@ def _member(prepared: Prepared) -> PoolMember:
     return PoolMember(
         name=prepared.name,
         model=model,
+        dtype=prepared.dtype,
         tokenizer=prepared.tokenizer,
         vocab_size=_logits_width(model, prepared.vocabulary.size),
         context_length=prepared.needs.context_length,

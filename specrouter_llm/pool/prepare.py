@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +15,9 @@ from specrouter_llm.pool.loading import LoadPlan, load_config, load_model, load_
 from specrouter_llm.pool.placement import Placement
 from specrouter_llm.pool.quantization import check_target_modules, check_target_quantization
 from specrouter_llm.pool.source import Checkpoint, find_checkpoint
-from specrouter_llm.pool.weights import WeightCount, count_weights, empty_model, parse_dtype, stored_dtype
+from specrouter_llm.pool.weights import WeightCount, count_weights, empty_model, parse_dtype, short_dtype, stored_dtype
 from specrouter_llm.pool.widen import widen, widened_config
-from specrouter_llm.types import NO_PACKING, PackingBytes
+from specrouter_llm.types import NO_PACKING, Packing, PackingBytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -31,8 +30,7 @@ class Defaults:
     dtype: str | torch.dtype | None = None
     quantization_config: Any = None
     revision: str | None = None
-    packing: Callable[[PreTrainedModel, bool], PackingBytes] | None = None
-    """What a runner takes beside a model's weights: of (the model, on `meta` if need be; whether the caller keeps it)."""
+    packing: Packing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +49,8 @@ class Prepared:
     config: PreTrainedConfig
     """Of the model as it is stored, before widening."""
     plan: LoadPlan
+    dtype: torch.dtype
+    """Of the arithmetic, whatever the weights are loaded in."""
 
     def load(self) -> PreTrainedModel:
         """The model in eval mode without gradients, widened if the spec says so."""
@@ -89,12 +89,14 @@ def _prepare_checkpoint(spec: ModelSpec, placement: Placement, defaults: Default
     plan = _load_plan(spec, placement, defaults, asked, "auto" if quantized else None)
     dtype = parse_dtype(plan.dtype) or stored_dtype(config, checkpoint.weight_files)
     final = config if spec.widen is None else widened_config(config, spec.widen)
-    empty = empty_model(final, model_class, dtype)
+    if quantized:
+        defaults = replace(defaults, packing=None)
+    held = short_dtype(checkpoint) if _packs(defaults, plan) and dtype == torch.float32 and spec.widen is None else None
+    plan, empty, packed = _shape(final, model_class, plan, defaults, dtype, held)
     check_modules(name, empty)
     # Weights that are stored quantised have their size on disk; those quantised while loading have not.
     weights = count_weights(empty, asked or stored, checkpoint.weight_files if stored is not None else ())
     tokenizer = spec.tokenizer if spec.tokenizer is not None else load_tokenizer(checkpoint)
-    packed = NO_PACKING if quantized else _packing(defaults, empty, plan, keep=False)
     return _prepared(
         spec, name, final, dtype, plan, weights, tokenizer, packed, checkpoint=checkpoint, stored_config=config
     )
@@ -115,6 +117,25 @@ def _load_plan(
     )
 
 
+def _shape(
+    config: PreTrainedConfig,
+    model_class: type[PreTrainedModel],
+    plan: LoadPlan,
+    defaults: Defaults,
+    dtype: torch.dtype,
+    held: torch.dtype | None,
+) -> tuple[LoadPlan, PreTrainedModel, PackingBytes]:
+    """The model of `config` on `meta`, its weights in `held` where a runner can compute with them in `dtype`; how to load it,
+    and what packing takes."""
+    if held is not None:
+        empty = empty_model(config, model_class, held)
+        packed = _packing(defaults, empty, plan, dtype, keep=False)
+        if packed is not None:
+            return replace(plan, dtype=held), empty, packed
+    empty = empty_model(config, model_class, dtype)
+    return plan, empty, _packing(defaults, empty, plan, dtype, keep=False) or NO_PACKING
+
+
 def _prepare_loaded(spec: ModelSpec, placement: Placement, defaults: Defaults, *, is_target: bool) -> Prepared:
     name = default_name(spec)
     model: Any = spec.source
@@ -131,17 +152,26 @@ def _prepare_loaded(spec: ModelSpec, placement: Placement, defaults: Defaults, *
         config = widened_config(model.config, spec.widen)
         shape = empty_model(config, type(model), model.dtype)
     plan = LoadPlan(dtype=model.dtype, device=device or None)
-    packed = _packing(defaults, shape, plan, keep=spec.widen is None)
+    packed = _packing(defaults, shape, plan, model.dtype, keep=spec.widen is None) or NO_PACKING
     return _prepared(
         spec, name, config, model.dtype, plan, count_weights(shape), spec.tokenizer, packed, model=model,
         stored_config=model.config,
     )  # fmt: skip
 
 
-def _packing(defaults: Defaults, shape: PreTrainedModel, plan: LoadPlan, *, keep: bool) -> PackingBytes:
-    """What packing takes beside a member's own weights; only a CPU packs them."""
-    on_cpu = plan.device is not None and torch.device(plan.device).type == "cpu"
-    return defaults.packing(shape, keep) if on_cpu and defaults.packing is not None else NO_PACKING
+def _packs(defaults: Defaults, plan: LoadPlan) -> bool:
+    """Whether runners that pack weights may come; only a CPU's do."""
+    return defaults.packing is not None and plan.device is not None and torch.device(plan.device).type == "cpu"
+
+
+def _packing(
+    defaults: Defaults, shape: PreTrainedModel, plan: LoadPlan, dtype: torch.dtype, *, keep: bool
+) -> PackingBytes | None:
+    """What packing takes beside a member's own weights; see `Packing`."""
+    if not _packs(defaults, plan):
+        return NO_PACKING
+    assert defaults.packing is not None
+    return defaults.packing(shape, keep, dtype)
 
 
 def _require_as_asked(name: str, spec: ModelSpec, model: Any, defaults: Defaults) -> None:
@@ -205,4 +235,5 @@ def _prepared(
         checkpoint=checkpoint,
         config=stored_config,
         plan=plan,
+        dtype=dtype,
     )

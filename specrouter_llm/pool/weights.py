@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
 from specrouter_llm.errors import InvalidParameterError, ModelLoadError
 from specrouter_llm.pool.quantization import stored_bits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+    from specrouter_llm.pool.source import Checkpoint
 
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPES = ("float64", "float32", "float16", "bfloat16")
@@ -51,6 +55,31 @@ def stored_dtype(config: PreTrainedConfig, weight_files: Sequence[Path]) -> torc
             if entry.get("dtype") in _FLOATS:
                 return _FLOATS[entry["dtype"]]
     return torch.float32
+
+
+def short_dtype(checkpoint: Checkpoint) -> torch.dtype | None:
+    """The dtype of 16 bits that all tensors of a checkpoint have; None if they have another or several, or if it is not known.
+
+    What has not been downloaded yet is asked about on the hub.
+    """
+    if checkpoint.is_local or checkpoint.weight_files:
+        headers = map(_header, checkpoint.weight_files)
+        found = {entry["dtype"] for header in headers for key, entry in header.items() if key != "__metadata__"}
+    else:
+        found = _on_the_hub(checkpoint)
+    dtype = _FLOATS[found.pop()] if len(found) == 1 and found <= _FLOATS.keys() else torch.float32
+    return dtype if dtype.itemsize == 2 else None
+
+
+def _on_the_hub(checkpoint: Checkpoint) -> set[str]:
+    """The dtypes of its tensors; none if the hub does not tell."""
+    options = {key: checkpoint.hub_options[key] for key in ("revision", "token") if key in checkpoint.hub_options}
+    if checkpoint.hub_options.get("local_files_only"):
+        return set()
+    try:
+        return set(HfApi().get_safetensors_metadata(checkpoint.location, **options).parameter_count)
+    except (OSError, NotASafetensorsRepoError, SafetensorsParsingError):  # OSError: not there, no network, offline
+        return set()
 
 
 def empty_model(config: PreTrainedConfig, model_class: type[PreTrainedModel], dtype: torch.dtype) -> PreTrainedModel:

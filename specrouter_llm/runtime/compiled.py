@@ -1,4 +1,4 @@
-"""The compiled runner: a Llama-like model in float32 on a CPU, its forward one function that numba has compiled.
+"""The compiled runner: a Llama-like model on a CPU, its forward in float32 one function that numba has compiled.
 
 The same arithmetic as the Hugging Face modules, but for the order of sums. What it saves over torch's operators: a weight
 is read once, at the speed of memory, for up to ROWS tokens, and nothing stands between two products but a barrier. The
@@ -24,7 +24,7 @@ from specrouter_llm.runtime.kernels import run_forward, run_loop
 from specrouter_llm.runtime.llama_like import projections, window_of
 from specrouter_llm.runtime.openmp import run_in_team
 from specrouter_llm.runtime.packing import drop_weights
-from specrouter_llm.runtime.panels import Panels, lossless_format, panel_bytes
+from specrouter_llm.runtime.panels import HELD, Panels, lossless_format, panel_bytes
 from specrouter_llm.runtime.parity import check_parity, native_logits, probe_inputs
 from specrouter_llm.runtime.probe import is_stable_in
 from specrouter_llm.runtime.records import LAYER, STEP
@@ -62,6 +62,8 @@ class CompiledRunner:
     ) -> None:
         """`keep=False` frees the plain weights while packing: the model itself cannot be called any more then.
 
+        Whatever the model's dtype (see `panels.HELD`), its weights are numbers of float32, and so is all arithmetic.
+
         Raises:
             UnsupportedModelError: the logits differ from the model's own.
         """
@@ -69,18 +71,18 @@ class CompiledRunner:
         self.name = name
         self.context_length = context_length
         self.vocab_size: int = model.get_output_embeddings().out_features
-        self.dtype = str(model.dtype).removeprefix("torch.")
+        self.dtype = "float32"
         self.token_sizes: Sequence[int] = ()
         self.token_step = ROWS
         self._heads: int = config.num_attention_heads
         self._key_heads: int = config.num_key_value_heads
         self._head_dim: int = model.model.layers[0].self_attn.head_dim
         inputs = probe_inputs(self.vocab_size)
-        expected = native_logits(model, inputs)
+        expected = native_logits(model, inputs, torch.float32)
         self._embedding: Tensor = model.get_input_embeddings().weight.detach().contiguous()
         self._rotary: nn.Module = model.model.rotary_emb
-        self._norm: Tensor = model.model.norm.weight.detach().contiguous()
-        stored = lossless_format(_weights(model))
+        self._norm = _floats(model.model.norm)
+        stored = lossless_format(_weights(model)) if model.dtype == torch.float32 else HELD[model.dtype]
         self._layers = [_layer(layer, stored, keep) for layer in model.model.layers]
         self._head = _pack([model.get_output_embeddings()], stored, keep)
         self._table = np.array([_record(layer) for layer in self._layers], LAYER)
@@ -91,7 +93,7 @@ class CompiledRunner:
         self._cos, self._sin = self._rotary_table(STORAGE_STEP)
         self._cache = SlotCache(len(self._layers), len(inputs), STORAGE_STEP)
         self._placed = 0
-        check_parity(name, self.forward, inputs, expected, model.dtype)
+        check_parity(name, self.forward, inputs, expected, torch.float32)
         sizes = (2 * ROWS + 1, 4 * ROWS)
         stable = is_stable_in(self.forward, self.vocab_size, _PROBE_LENGTH, sizes)
         self.guarantee: Guarantee = "bitwise" if stable else "near-tie"
@@ -108,7 +110,8 @@ class CompiledRunner:
         )
         step["heads"], step["key_heads"], step["head_size"] = self._heads, self._key_heads, self._head_dim
         step["stored"] = self._head.stored
-        step["layers"], step["embedding"] = self._table.ctypes.data, self._embedding.data_ptr()
+        step["layers"] = self._table.ctypes.data
+        step["embedding"], step["embedded"] = self._embedding.data_ptr(), HELD[self._embedding.dtype]
         step["head"], step["head_panels"] = self._head.weight_address, self._head.number
         step["norm"], step["eps"], step["vocab"] = self._norm.data_ptr(), eps, self.vocab_size
 
@@ -270,7 +273,7 @@ def _layer(module: Any, stored: int, keep: bool) -> _Layer:
     norms = [module.input_layernorm, module.post_attention_layernorm]
     norms += [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
     return _Layer(
-        norms=tuple(None if norm is None else norm.weight.detach().contiguous() for norm in norms),
+        norms=tuple(None if norm is None else _floats(norm) for norm in norms),
         matrices=tuple(_pack(group, stored, keep) for group in _groups(module)),
         sizes=(
             window_of(attention) or 0,
@@ -278,6 +281,10 @@ def _layer(module: Any, stored: int, keep: bool) -> _Layer:
             attention.scaling,
         ),
     )
+
+
+def _floats(norm: nn.Module) -> Tensor:
+    return norm.weight.detach().float().contiguous()
 
 
 def _record(layer: _Layer) -> tuple[float, ...]:

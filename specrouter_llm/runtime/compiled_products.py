@@ -18,6 +18,7 @@ from specrouter_llm.runtime.tile import (
     PANEL,
     ROWS,
     float_of_bits,
+    float_of_half,
     link_team,
     make_pair,
     make_tile,
@@ -28,6 +29,7 @@ link_team()  # before anything is compiled
 
 LAYER_TYPE, STEP_TYPE, PRODUCT_TYPE = from_dtype(LAYER), from_dtype(STEP), from_dtype(PRODUCT)
 _floats_at = pointer_to(types.float32)
+_halves_at = pointer_to(types.int16)
 integers_at = pointer_to(types.intp)
 bytes_at = pointer_to(types.uint8)
 layers_at = pointer_to(LAYER_TYPE)
@@ -62,6 +64,21 @@ def _share(number, team):
 @PLAIN
 def floats(address, number):
     return carray(_floats_at(address), number)
+
+
+@PLAIN
+def read_numbers(address, first, size, stored, out):
+    """out [size] = so many numbers behind the first, which are stored so."""
+    if stored == FLOAT32:
+        out[:] = floats(address + 4 * first, size)
+        return
+    halves = carray(_halves_at(address + 2 * first), size)
+    if stored == BFLOAT16:
+        for i in range(size):
+            out[i] = float_of_bits(np.int32(halves[i]) << np.int32(16))
+    else:
+        for i in range(size):
+            out[i] = float_of_half(halves[i])
 
 
 # ---------------------------------------------------------------- products

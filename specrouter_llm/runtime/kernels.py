@@ -33,6 +33,7 @@ from specrouter_llm.runtime.compiled_products import (
     layers_at,
     multiply,
     open_gate,
+    read_numbers,
     set_tile,
     thread,
     threads,
@@ -244,9 +245,8 @@ def _embed(step, slots, wide, team):
     """Copies the embeddings of this thread's tokens; every thread learns the slots of all tokens."""
     ids = carray(integers_at(step.ids), step.tokens)
     for token in range(team[0], step.tokens, team[1]):
-        source = floats(step.embedding + 4 * ids[token] * step.hidden, step.hidden)
         place = floats(step.stream + 4 * token * wide, wide)
-        place[: step.hidden] = source
+        read_numbers(step.embedding, ids[token] * step.hidden, step.hidden, step.embedded, place[: step.hidden])
         place[step.hidden :] = np.float32(0.0)
     pieces = carray(integers_at(step.pieces), (step.num_pieces, 4))
     for piece in range(step.num_pieces):

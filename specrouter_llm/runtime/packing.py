@@ -147,11 +147,11 @@ def packable(model: nn.Module, device: str = "cpu") -> bool:
     return is_plain(model, device) and has_packing()
 
 
-def is_plain(model: nn.Module, device: str = "cpu") -> bool:
-    """`packable`, but for whether torch can."""
+def is_plain(model: nn.Module, device: str = "cpu", dtype: torch.dtype = torch.float32) -> bool:
+    """`packable`, but for whether torch can; and of another dtype, if it says one."""
     linears = plain_linears(model)
     plain = all(
-        type(linear) is nn.Linear and linear.weight.dtype == torch.float32 and linear.weight.device.type == device
+        type(linear) is nn.Linear and linear.weight.dtype == dtype and linear.weight.device.type == device
         for linear in linears
     )
     return bool(linears) and plain and not is_watched(model)

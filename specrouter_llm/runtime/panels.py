@@ -19,14 +19,16 @@ from specrouter_llm.runtime.records import BFLOAT16, FLOAT16, FLOAT32, PRODUCT
 from specrouter_llm.runtime.tile import FORMATS, LANES, PANEL
 
 _TYPES = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16, FLOAT16: torch.float16}
+HELD = {_TYPES[stored]: stored for stored in FORMATS}
+"""The format in which compiled code reads weights of each dtype as they are."""
 _ROWS_AT_ONCE = 1024
 """Of a matrix, when it is looked through."""
 
 
 def panel_bytes(sources: Sequence[nn.Linear]) -> int:
-    """Bytes of the matrix of these layers, at most: in float32."""
+    """Bytes of the matrix of these layers, at most: in their own dtype."""
     outputs = sum(linear.out_features for linear in sources)
-    return int(4 * -(-outputs // PANEL) * PANEL * sources[0].in_features)
+    return int(sources[0].weight.itemsize * -(-outputs // PANEL) * PANEL * sources[0].in_features)
 
 
 def lossless_format(weights: Iterable[Tensor]) -> int:
@@ -42,7 +44,7 @@ def lossless_format(weights: Iterable[Tensor]) -> int:
 
 
 class Panels:
-    """One or several plain float32 linear layers of the same input as one matrix [panels, in, PANEL]."""
+    """One or several plain linear layers of the same input as one matrix [panels, in, PANEL]."""
 
     def __init__(self, sources: Sequence[nn.Linear], stored: int = FLOAT32) -> None:
         """`stored` in a format that loses nothing; see `lossless_format`."""
@@ -60,7 +62,8 @@ class Panels:
         if stored == BFLOAT16:
             _interleave(self._weight)
         bias = joined_bias(sources)
-        self._bias = None if bias is None else nn.functional.pad(bias, (0, self.number * PANEL - self.out_features))
+        padding = 0, self.number * PANEL - self.out_features
+        self._bias = None if bias is None else nn.functional.pad(bias.float(), padding)
 
     def _write(self, weight: Tensor, first: int) -> None:
         """Puts weight [n, in] at outputs first, first + 1, ...: up to the next panel, whole panels, the rest."""

@@ -6,11 +6,14 @@ layers). What is known is refused by name; this catches the rest on two short in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from specrouter_llm.errors import UnsupportedModelError
 from specrouter_llm.runtime.batch import Span
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 _HALF_TOLERANCE = 0.1
 LENGTHS = (7, 4)
+_ROWS_AT_ONCE = 1024
+"""Of a weight that becomes another dtype."""
 
 
 def probe_inputs(vocab_size: int, lengths: Sequence[int] = LENGTHS) -> list[list[int]]:
@@ -30,11 +35,41 @@ def probe_inputs(vocab_size: int, lengths: Sequence[int] = LENGTHS) -> list[list
     return [[(3 + 5 * row + i * step) % vocab_size for i in range(length)] for row, length in enumerate(lengths)]
 
 
-def native_logits(model: PreTrainedModel, inputs: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Logits [n, V] of each input by the model as transformers runs it."""
+def native_logits(
+    model: PreTrainedModel, inputs: Sequence[Sequence[int]], dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """Logits [n, V] of each input by the model as transformers runs it, in another dtype than its weights' if one is given."""
     device = model.get_input_embeddings().weight.device
-    with torch.inference_mode():
+    other = dtype is not None and dtype != model.dtype
+    with torch.inference_mode(), _ComputeIn(dtype) if other else nullcontext():
         return [model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0] for ids in inputs]
+
+
+class _ComputeIn(TorchFunctionMode):  # type: ignore[misc]  # torch is untyped here
+    """Weights of linear layers and embeddings become another dtype where they are used, some rows at a time: there may be no
+    memory for all of them twice. What is multiplied by other parameters is promoted by torch."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = kwargs or {}
+        if function is F.linear:
+            return self._linear(*args, **options)
+        result = function(*args, **options)
+        return result.to(self._dtype) if function is F.embedding else result
+
+    def _linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        parts = [F.linear(rows, some.to(self._dtype)) for some in weight.split(_ROWS_AT_ONCE)]
+        product = torch.cat(parts, dim=-1)
+        return product if bias is None else product + bias
 
 
 def check_parity(

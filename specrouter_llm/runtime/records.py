@@ -17,14 +17,17 @@ LAYER = np.dtype(
 """One layer: addresses of float32 numbers, 0 for what it has not; `window` is a number of positions, 0 for no limit."""
 STEP = np.dtype(
     [(name, _ADDRESS) for name in ("tokens", "hidden", "heads", "key_heads", "head_size", "inner", "num_layers")]
-    + [(name, _ADDRESS) for name in ("layers", "stored", "embedding", "cos", "sin", "head", "head_panels", "norm")]
+    + [
+        (name, _ADDRESS)
+        for name in ("layers", "stored", "embedding", "embedded", "cos", "sin", "head", "head_panels", "norm")
+    ]
     + [(name, _ADDRESS) for name in ("ids", "positions", "pieces", "num_pieces", "capacity", "broken")]
     + [(name, _ADDRESS) for name in ("wanted", "num_wanted", "logits", "vocab", "count", "chosen")]
     + [(name, _ADDRESS) for name in ("stream", "normed", "qkv", "attended", "opened", "scratch", "scratch_size")]
     + [("eps", np.dtype(np.float32)), ("padding", np.dtype(np.float32))]
 )
-"""One forward: sizes, how all matrices are stored, and addresses of what all layers share. `pieces` are rows (slot, offset,
-start, number). A loop is `count` forwards, each but the first over what was chosen before: `chosen` [pieces, count] ids below
-`vocab`."""
+"""One forward: sizes, how all matrices and how embeddings (`embedded`) are stored, and addresses of what all layers share.
+`pieces` are rows (slot, offset, start, number). A loop is `count` forwards, each but the first over what was chosen before:
+`chosen` [pieces, count] ids below `vocab`."""
 PRODUCT = np.dtype([(name, _ADDRESS) for name in ("x", "rows", "inner", "weight", "stored", "panels", "out")])
 """One product of plain rows [rows, inner]; the rows of `out` are as wide as the panels."""

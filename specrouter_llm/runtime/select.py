@@ -35,10 +35,12 @@ def make_runner(
     pack: bool,
     keep: bool,
     strict: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Runner:
     """The fastest runner that the model, its dtype and its device allow.
 
     Args:
+        dtype: of the arithmetic; the model's own by default, and what `packing_bytes` has an answer for.
         pack: whether linear weights may be packed at all; without it every model runs as transformers has it.
         keep: the model belongs to a caller and must stay usable, so that packed weights are a second copy.
         strict: on a CUDA device, run every forward so that bits do not depend on the batch; see `GraphRunner`.
@@ -47,7 +49,7 @@ def make_runner(
         UnsupportedModelError: the model's logits through our cache differ from its own.
     """
     if pack:
-        if _can_compile(model):
+        if _can_compile(model, dtype or model.dtype):
             return _compiled_runner(name, model, num_slots=num_slots, context_length=context_length, keep=keep)
         if can_run_lean(model):
             return LeanRunner(name, model, num_slots=num_slots, context_length=context_length, keep=keep)
@@ -62,18 +64,28 @@ def make_runner(
     return runner
 
 
-def _can_compile(model: PreTrainedModel, device: str = "cpu") -> bool:
-    """Whether the compiled runner knows the architecture and can be had; for `device` see `packable`."""
-    known = model.config.model_type in MODEL_TYPES and model.config.hidden_act in SILU
-    return known and is_plain(model, device) and _is_float32(model) and has_compiler()
+def _can_compile(model: PreTrainedModel, dtype: torch.dtype, device: str = "cpu") -> bool:
+    """Whether the compiled runner knows the architecture, can compute with the weights in this dtype and can be had; for
+    `device` see `packable`."""
+    known = model.config.model_type in MODEL_TYPES and model.config.hidden_act in SILU and dtype == torch.float32
+    return known and is_plain(model, device, model.dtype) and _is_uniform(model) and _holds(model.dtype)
 
 
-def _is_float32(model: PreTrainedModel) -> bool:
-    """Whether all parameters are, every id of the head has an embedding, and the head has no bias: compiled code asks none
-    of that."""
+def _is_uniform(model: PreTrainedModel) -> bool:
+    """Whether all parameters are of one dtype, every id of the head has an embedding, and the head has no bias: compiled code
+    asks none of that."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     known = head.bias is None and embedding.num_embeddings >= head.out_features
-    return known and all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    return known and all(parameter.dtype == model.dtype for parameter in model.parameters())
+
+
+def _holds(dtype: torch.dtype) -> bool:
+    """Whether compiled code can be had, and reads weights that are stored so."""
+    if not has_compiler():
+        return False
+    from specrouter_llm.runtime.panels import HELD
+
+    return dtype in HELD
 
 
 def _compiled_runner(name: str, model: PreTrainedModel, **options: Any) -> Runner:
@@ -143,8 +155,8 @@ def _graph_runner(
     return None
 
 
-def packing_bytes(model: PreTrainedModel, keep: bool) -> PackingBytes:
-    """What `make_runner` takes on a CPU beside the model's own weights; the model may be on `meta`.
+def packing_bytes(model: PreTrainedModel, keep: bool, dtype: torch.dtype) -> PackingBytes | None:
+    """What `make_runner` takes on a CPU beside the model's own weights; see `types.Packing`.
 
     What is packed replaces what it was made from, but for an output head that is tied to the embedding, and for a model
     that must stay usable.
@@ -152,10 +164,12 @@ def packing_bytes(model: PreTrainedModel, keep: bool) -> PackingBytes:
     device = model.get_input_embeddings().weight.device.type
     plain = plain_linears(model)
     matrices, kernels = sum(linear.weight.nbytes for linear in plain), NO_PACKING.kernels
-    if _can_compile(model, device):
+    if _can_compile(model, dtype, device):
         from specrouter_llm.runtime.compiled import compiled_bytes
 
         matrices = compiled_bytes(model)
+    elif model.dtype != dtype:
+        return None
     elif can_run_lean(model, device):
         kernels = kernel_bytes(lean_shapes(model))
     elif keep or not packable(model, device):

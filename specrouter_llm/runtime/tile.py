@@ -234,6 +234,18 @@ def float_of_bits(typing: Any, bits: Any) -> tuple[Any, Callable[..., Any]]:
     return types.float32(types.int32), generate
 
 
+@intrinsic
+def float_of_half(typing: Any, bits: Any) -> tuple[Any, Callable[..., Any]]:
+    """The float32 number that these 16 bits of a float16 say; only where FLOAT16 is one of FORMATS."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if FLOAT16 not in FORMATS:  # never run, and what it would call is not there
+            return _FLOAT(0.0)
+        return builder.fpext(builder.bitcast(args[0], _HALF), _FLOAT)
+
+    return types.float32(types.int16), generate
+
+
 def link_team() -> None:
     """Tells the compiler where torch's OpenMP is, whose functions jitted code calls by name.
 

@@ -161,17 +161,13 @@ def test_overhead_of_the_engine(models, texts, tmp_path):
 
 
 def test_memory_of_a_pool(texts, tmp_path):
-    """A fresh process holds what was accounted for, and not more than its peak; a drafter may come twice.
-
-    The embedded family is loaded as float32, which is what was accounted for, and kept in 16 bits where it is compiled.
-    """
+    """A fresh process holds what was accounted for, and not more than its peak; a drafter may come twice."""
     pytest.importorskip("matplotlib")
     (row,) = memory.measure("demo", [DRAFT], texts, depths=[2], max_batch=2, max_tokens=8, steps=40)
     assert row["chain"] == [f"{DRAFT} #1", f"{DRAFT} #2", TARGET]
     assert row["accounted"] == row["weights"] + row["packed_copies"] + row["kernels"] + row["caches"]
-    assert row["weights"] > 4 * 5_900_000
-    short = (row["weights"] + row["packed_copies"]) / 2
-    assert 0.95 * (row["accounted"] - short) < row["resident"] <= row["peak"]
+    assert row["weights"] > 2 * 5_900_000
+    assert 0.95 * row["accounted"] < row["resident"] <= row["peak"]
     assert row["growth"]["steps"] >= 40
     assert row["growth"]["rollbacks"] > 0
     samples = row["growth"]["samples"]

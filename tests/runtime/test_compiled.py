@@ -318,10 +318,10 @@ def test_who_is_compiled(monkeypatch, caplog):
     for change in (lambda m: m.model.embed_tokens.to(torch.bfloat16), lambda m: m.model.norm.double()):
         odd = make("qwen2")
         change(odd)
-        assert not select._can_compile(odd)
+        assert not select._can_compile(odd, torch.float32)
     odd = make("qwen2")
     odd.lm_head = nn.Linear(48, 50, bias=True)
-    assert not select._can_compile(odd)
+    assert not select._can_compile(odd, torch.float32)
     select.has_compiler.cache_clear()
     monkeypatch.setattr(select.importlib.util, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
@@ -336,7 +336,7 @@ def test_what_it_takes_is_accounted_for(kind, keep):
     """Plain weights and panels together, with the head that is tied to the embedding and without."""
     model = make(kind)
     plain = sum(parameter.nbytes for parameter in model.parameters())
-    promised = packing_bytes(model, keep)
+    promised = packing_bytes(model, keep, torch.float32)
     runner = CompiledRunner("m", model, num_slots=1, context_length=512, keep=keep)
     left = sum(parameter.nbytes for parameter in model.parameters())
     assert plain + promised.copies == left + sum(matrix._weight.nbytes for matrix in runner.matrices)
