@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from specrouter_llm.bench.models import Models
-from specrouter_llm.pool.weights import parse_dtype
 
 STORED = ("float16", "bfloat16", "float32")
 
@@ -21,14 +19,12 @@ def write_checkpoints(
     Raises:
         InvalidParameterError: `stored` is no dtype.
     """
-    dtype = parse_dtype(stored)
-    pool = models.pool()
+    pool = replace(models, dtype=stored).pool()
     paths = []
     try:
         for member in pool.members.values():
             path = folder / (member.name.rpartition("/")[2] + ("-widened" if member.widened else ""))
-            with torch.no_grad():
-                member.model.to(dtype).save_pretrained(path)
+            member.model.save_pretrained(path)
             if member.tokenizer is not None:
                 member.tokenizer.save_pretrained(path)
             paths.append(path)

@@ -192,6 +192,14 @@ def row_sizes(layers: Sequence[PackedLinear]) -> tuple[int, ...]:
     return tuple(sorted({max(layer.rows_for(count) for layer in layers) for count in range(1, BLOCK_ROWS + 1)}))
 
 
+def own_the_rest(model: nn.Module) -> None:
+    """Gives what will not be packed memory of its own: it may be part of a mapped file, all of which it would keep there."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if type(module) is not nn.Linear or name != "weight":
+                parameter.data = parameter.data.clone()
+
+
 def drop_weights(sources: Sequence[nn.Linear]) -> None:
     """Frees the plain weights of layers that have been packed; the layers cannot be called any more."""
     for linear in sources:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 _HALF_TOLERANCE = 0.1
 LENGTHS = (7, 4)
-_ROWS_AT_ONCE = 1024
-"""Of a weight that becomes another dtype."""
+_AT_ONCE = 2**24
+"""Numbers of a weight that become another dtype at a time."""
 
 
 def probe_inputs(vocab_size: int, lengths: Sequence[int] = LENGTHS) -> list[list[int]]:
@@ -67,7 +67,7 @@ class _ComputeIn(TorchFunctionMode):  # type: ignore[misc]  # torch is untyped h
         return result.to(self._dtype) if function is F.embedding else result
 
     def _linear(self, rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        parts = [F.linear(rows, some.to(self._dtype)) for some in weight.split(_ROWS_AT_ONCE)]
+        parts = [F.linear(rows, some.to(self._dtype)) for some in weight.split(max(1, _AT_ONCE // weight.shape[1]))]
         product = torch.cat(parts, dim=-1)
         return product if bias is None else product + bias
 

@@ -15,7 +15,7 @@ import torch
 from specrouter_llm.runtime.graphs import BatchForward, CudaCapture, GraphRunner, by_modules
 from specrouter_llm.runtime.lean import LeanRunner, can_run_lean, lean_shapes
 from specrouter_llm.runtime.llama_like import MODEL_TYPES, SILU
-from specrouter_llm.runtime.packing import is_plain, kernel_bytes, packable, plain_linears
+from specrouter_llm.runtime.packing import is_plain, kernel_bytes, own_the_rest, packable, plain_linears
 from specrouter_llm.runtime.runner import EagerRunner, Runner, head_shapes
 from specrouter_llm.runtime.static_batch import TileAttention
 from specrouter_llm.types import NO_PACKING, PackingBytes
@@ -49,7 +49,10 @@ def make_runner(
         UnsupportedModelError: the model's logits through our cache differ from its own.
     """
     if pack:
-        if _can_compile(model, dtype or model.dtype):
+        dtype = dtype or model.dtype
+        if dtype == torch.float32 and not keep and is_plain(model, dtype=model.dtype):
+            own_the_rest(model)
+        if _can_compile(model, dtype):
             return _compiled_runner(name, model, num_slots=num_slots, context_length=context_length, keep=keep)
         if can_run_lean(model):
             return LeanRunner(name, model, num_slots=num_slots, context_length=context_length, keep=keep)

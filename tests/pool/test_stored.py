@@ -1,6 +1,7 @@
 """Checkpoints of 16 bits that stay so from the disk to the compiled forward, which computes with them in float32."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +101,19 @@ def test_what_is_held_is_accounted_for(kind, dtype, tmp_path):
     assert held == pool.memory.members[0].weight_bytes + pool.memory.members[0].packing.copies
     # Keys and values are float32 all the same.
     assert pool.memory.members[0].cache_bytes_per_token == full.memory.members[0].cache_bytes_per_token
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of what is mapped")
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_no_file_stays_mapped(dtype, compiled, tmp_path, monkeypatch):
+    """transformers' weights are parts of the file; what is left of them when the rest is packed must not keep it in memory."""
+    monkeypatch.setattr(select, "has_compiler", lambda: compiled)
+    folder = save(tmp_path / "mapped", CONFIGS["llama"], dtype)
+    pool = load(folder)
+    runners = pool_runners(pool, num_slots=1, pack=True)
+    assert str(folder) not in Path("/proc/self/maps").read_text()
+    assert torch.isfinite(runners[pool.target.name].forward([Span(0, 0, [1, 2, 3], 1)])).all()
 
 
 def test_what_fits_only_so_is_loaded(tmp_path):
