@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from specrouter_llm.errors import InvalidParameterError
 
@@ -101,6 +101,10 @@ class EngineConfig:
     strict: bool = False
     """On a CUDA device, run every forward of the target so that its bits do not depend on chain and batch; `guarantee` says
     whether a probe found them equal. Costs time for long prompts, and for all forwards where they have to be padded."""
+    generation_config: Literal["model", "ignore"] = "model"
+    """Where sampling parameters come from that a request does not say: `"model"` takes what the target's generation config
+    recommends, as transformers' `generate` does, and `SamplingParams`' own defaults for the rest; `"ignore"` takes only those.
+    Its lengths (max_new_tokens, max_length) are not taken over."""
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_queue", "prefill_chunk"):
@@ -110,6 +114,10 @@ class EngineConfig:
         for name in ("speculation", "prefix_reuse", "pack", "strict"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidParameterError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.generation_config not in ("model", "ignore"):
+            raise InvalidParameterError(
+                f"generation_config must be 'model' or 'ignore', got {self.generation_config!r}"
+            )
         if self.windows is not None and self.chain is None:
             raise InvalidParameterError("windows belong to a chain: give chain=[...] too")
         for name in ("chain", "windows"):

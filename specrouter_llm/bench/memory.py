@@ -118,7 +118,13 @@ def measure_here(task: Task) -> dict[str, Any]:
     before, peak_before = settled(), peak()
     target, *drafts = task.sources()
     with SpecRouter.from_pretrained(
-        target, drafts, policy="adaptive", max_batch=task.max_batch, max_context=MAX_CONTEXT, progress=False
+        target,
+        drafts,
+        policy="adaptive",
+        max_batch=task.max_batch,
+        max_context=MAX_CONTEXT,
+        generation_config="ignore",
+        progress=False,
     ) as engine:
         levels = [name for name in engine.levels if name in engine.labels]
         chain = levels[:-1] or None

@@ -45,9 +45,16 @@ class Models:
         return cls(specs[0], tuple(specs[1:]), dtype, device)
 
     def engine(self, *, policy: Policy | PolicyName = "fixed", **options: Any) -> SpecRouter:
-        """An engine over all members."""
+        """An engine over all members. As with peers, nothing is asked that the measurement does not say."""
         return SpecRouter.from_pretrained(
-            self.target, self.drafts, dtype=self.dtype, device=self.device, policy=policy, progress=False, **options
+            self.target,
+            self.drafts,
+            dtype=self.dtype,
+            device=self.device,
+            policy=policy,
+            progress=False,
+            generation_config="ignore",
+            **options,
         )
 
     def pool(self, *, max_batch: int = 1) -> ModelPool:

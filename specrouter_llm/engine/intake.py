@@ -62,12 +62,15 @@ class Intake:
         vocab_size: int,
         eos_ids: frozenset[int],
         max_context: int,
+        default_params: SamplingParams,
     ) -> None:
+        """`default_params` say what a request is given that does not say it."""
         self._router = router
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_ids = eos_ids
         self._max_context = max_context
+        self._default_params = default_params
         self._grammars = GrammarCompiler(
             tokenizer.to_json if tokenizer is not None else lambda: None, vocab_size, eos_ids
         )
@@ -87,6 +90,7 @@ class Intake:
 
     def request(self, prompt: Prompt, params: SamplingParams, options: RequestOptions, index: int = 0) -> Request:
         """One request. Raises InvalidParameterError, InvalidPromptError or ContextOverflowError."""
+        params = params.over(self._default_params)
         if (params.stop or any(isinstance(word, str) for word in params.bad_words)) and self._tokenizer is None:
             raise InvalidParameterError("stop strings and bad words need a tokenizer, and this engine has none")
         self._check_token_ids(params)
@@ -205,7 +209,7 @@ class Intake:
 
 
 def with_changes(params: SamplingParams | None, changes: Mapping[str, Any]) -> SamplingParams:
-    """`params`, or the defaults, with some values changed. Raises InvalidParameterError."""
+    """`params`, or none, with some values changed. Raises InvalidParameterError."""
     if params is None:
         return SamplingParams(**changes)
     if not isinstance(params, SamplingParams):

@@ -25,6 +25,7 @@ from specrouter_llm.engine.worker import EngineStats, Worker
 from specrouter_llm.errors import InvalidParameterError, QueueFullError
 from specrouter_llm.executor import Executor
 from specrouter_llm.pool.budget import MemoryReport
+from specrouter_llm.pool.generation import recommended
 from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.router import ChainRouter
 from specrouter_llm.runtime.runner import Runner
@@ -65,10 +66,12 @@ class SpecRouter:
         policy: Policy | None = None,
         labels: Mapping[str, str] | None = None,
         memory: MemoryReport | None = None,
+        default_params: SamplingParams | None = None,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         """`runners` are ordered from the smallest drafter to the target; `max_context` counts prompt + output tokens.
 
+        What `default_params` say holds for requests that do not say it.
         Without a policy one chain serves all: that of the config, or the smallest drafter with a window of 4.
         """
         self.config = config or EngineConfig()
@@ -79,6 +82,9 @@ class SpecRouter:
         """How reports call each model: a widened one says so."""
         self.memory = memory
         """What weights and caches of the pool were summed up to; None for runners of one's own."""
+        self.default_params = default_params or SamplingParams()
+        """What requests are given that do not say it: `params.over(engine.default_params)` is what acts. Its
+        `model_fields_set` names what was taken from the model."""
         free = {p.name: p for p in proposers_of(proposers)}
         _check_names(runners, free)
         models = [*(name for name in runners if name != target), target]
@@ -109,6 +115,7 @@ class SpecRouter:
             vocab_size=vocab_size,
             eos_ids=frozenset(i for i in eos_token_ids if i < vocab_size),  # some configurations name others
             max_context=max_context,
+            default_params=self.default_params,
         )
         self._closer = weakref.finalize(self, self._worker.close)
 
@@ -181,6 +188,7 @@ class SpecRouter:
                 policy=policy_of(policy, settings, pool, runners, known, proposers, progress=progress),
                 labels={member.name: member.label for member in in_order(pool)},
                 memory=pool.memory,
+                default_params=recommended(pool.target) if settings.generation_config == "model" else None,
                 on_close=pool.close,
             )
         except BaseException:  # Ctrl-C while it measures, too
@@ -251,7 +259,8 @@ class SpecRouter:
         """Queues one prompt and returns at once.
 
         Args:
-            params: sampling parameters; single ones may be given, or changed, as keyword arguments.
+            params: sampling parameters; single ones may be given, or changed, as keyword arguments. What is not said is
+                taken from `default_params`.
             chain, windows: forces a chain (lowest level first) and the tokens each level below the target offers.
             speculation: False decodes plainly; None and True leave it to the engine.
             draft_sources: documents or tool outputs that the answer may quote; only speed depends on them.

@@ -26,6 +26,10 @@ class SamplingParams(BaseModel):
 
     The order in which they act is fixed: repetition, presence and frequency penalty, logit_bias, bad words and
     min_tokens, the grammar, then temperature, top_k, top_p, min_p.
+
+    A value that is not given is said nowhere (`model_fields_set`): an engine takes it from the model, see `over`. What is
+    written here as a default holds where the model says nothing either, and values contradict each other only when both
+    are said.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
@@ -86,9 +90,9 @@ class SamplingParams(BaseModel):
     def _check_together(self) -> SamplingParams:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs=True")
-        if self.n > 1 and self.temperature == 0:
+        if self.n > 1 and self.temperature == 0 and "temperature" in self.model_fields_set:
             raise ValueError("n > 1 with temperature 0 would give n copies of one answer; set temperature > 0")
-        if self.min_tokens > self.max_tokens:
+        if self.min_tokens > self.max_tokens and "max_tokens" in self.model_fields_set:
             raise ValueError(f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens})")
         if 0 < self.temperature < 1e-4:
             raise ValueError(f"temperature must be 0 (greedy) or at least 1e-4, got {self.temperature}")
@@ -104,9 +108,22 @@ class SamplingParams(BaseModel):
         """A copy with some values changed, validated like a new one."""
         return SamplingParams(**{**self.model_dump(exclude_unset=True), **changes})
 
+    def over(self, defaults: SamplingParams) -> SamplingParams:
+        """These values, those of `defaults` for what is not said here: a copy that says everything.
+
+        Raises InvalidParameterError if what is said contradicts what is not.
+        """
+        values = {name: getattr(self if name in self.model_fields_set else defaults, name) for name in _NAMES}
+        if "min_tokens" not in self.model_fields_set:  # a short answer that is asked for is no contradiction
+            values["min_tokens"] = min(values["min_tokens"], values["max_tokens"])
+        return SamplingParams(**values)
+
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+
+_NAMES = tuple(SamplingParams.model_fields)
 
 
 def _explain(error: ValidationError) -> str:

@@ -27,6 +27,13 @@ def test_a_chain_of_the_engine_must_be_a_list_too():
         EngineConfig(chain="ngram")
 
 
+@pytest.mark.parametrize("value", ["auto", None, True])
+def test_where_defaults_come_from_is_one_of_two(value):
+    """vLLM's "auto" is "model" here."""
+    with pytest.raises(InvalidParameterError, match=f"generation_config must be 'model' or 'ignore', got {value!r}"):
+        EngineConfig(generation_config=value)
+
+
 @pytest.mark.parametrize("name", ["speculation", "prefix_reuse", "pack", "strict"])
 @pytest.mark.parametrize("value", ["false", "no", 0, 1, None])
 def test_a_switch_is_true_or_false(name, value):

@@ -1,6 +1,8 @@
 """Sampling parameters: every wrong value is refused, with a message that says which and why."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from specrouter_llm.errors import InvalidParameterError
@@ -83,7 +85,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
     ("values", "names"),
     [
         ({"top_logprobs": 3}, ["top_logprobs", "logprobs=True"]),
-        ({"n": 2}, ["n > 1", "temperature"]),
+        ({"n": 2, "temperature": 0}, ["n > 1", "temperature"]),
         ({"min_tokens": 9, "max_tokens": 8}, ["min_tokens (9)", "max_tokens (8)"]),
     ],
 )
@@ -107,6 +109,50 @@ def test_a_copy_with_changes_is_validated():
     with pytest.raises(InvalidParameterError) as caught:
         params.replace(top_p=2)
     assert "top_p" in str(caught.value)
+
+
+SOME = st.fixed_dictionaries(
+    {},
+    optional={
+        "temperature": st.sampled_from([0.0, 0.5, 1.0]),
+        "top_k": st.integers(0, 3),
+        "top_p": st.sampled_from([0.5, 1.0]),
+        "repetition_penalty": st.sampled_from([1.0, 1.2]),
+        "logit_bias": st.sampled_from([{}, {1: 2.0}]),
+        "bad_words": st.sampled_from([(), ((1, 2),)]),
+        "stop": st.sampled_from([(), ("a",)]),
+        "min_tokens": st.integers(0, 9),
+        "max_tokens": st.integers(9, 12),
+        "seed": st.sampled_from([None, 3]),
+    },
+)
+
+
+@given(said=SOME, defaults=SOME)
+def test_what_is_said_goes_before_defaults(said, defaults):
+    """Also a value that equals our own default; what nobody has said is our default, and nothing is left unsaid."""
+    whole = SamplingParams(**said).over(SamplingParams(**defaults))
+    ours = SamplingParams()
+    expected = {name: getattr(ours, name) for name in SamplingParams.model_fields} | defaults | said
+    assert {name: getattr(whole, name) for name in SamplingParams.model_fields} == expected
+    assert whole.model_fields_set == set(SamplingParams.model_fields)
+    assert whole.over(SamplingParams(temperature=0.9, top_k=7, min_tokens=8)) == whole
+
+
+def test_a_short_answer_needs_no_other_minimum():
+    """A model's minimum gives way to a request's maximum; one that was said does not."""
+    defaults = SamplingParams(min_tokens=300)
+    assert SamplingParams(max_tokens=4).over(defaults).min_tokens == 4
+    assert SamplingParams(max_tokens=400).over(defaults).min_tokens == 300
+    with pytest.raises(InvalidParameterError, match=r"min_tokens \(300\) exceeds max_tokens \(256\)"):
+        SamplingParams(min_tokens=300).over(SamplingParams())
+
+
+def test_several_samples_may_leave_the_temperature_to_the_model():
+    """It is refused when the model is greedy."""
+    assert SamplingParams(n=2).over(SamplingParams(temperature=0.5)).temperature == 0.5
+    with pytest.raises(InvalidParameterError, match="n > 1"):
+        SamplingParams(n=2).over(SamplingParams())
 
 
 def test_parameters_cannot_be_changed_in_place():
