@@ -61,7 +61,8 @@ def first_margin(
     if position is None:
         return float("inf")
     output = plain.token_ids[:position]
-    sampler = RowSampler(params, seed=plain.seed, sample=plain.index, prompt_ids=prompt)
+    words = [word for word in params.bad_words if not isinstance(word, str)]  # as a model's generation config has them
+    sampler = RowSampler(params, seed=plain.seed, sample=plain.index, prompt_ids=prompt, bad_words=words)
     sampler.commit(output)
     context = [*prompt, *output]
     return margin(engine.target_logits(context), Segment(sampler, len(context), (), 1), tokens[position])

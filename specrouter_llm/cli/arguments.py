@@ -45,5 +45,11 @@ Windows = Annotated[str | None, typer.Option(help="Tokens each level below the t
 Budget = Annotated[str | None, typer.Option(help="Memory for weights and caches of the whole pool: 20GiB.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(callback=TEMPERATURE, help="0 is greedy.")]
+ModelTemperature = Annotated[
+    float | None,
+    typer.Option(
+        callback=TEMPERATURE, help="0 is greedy; what the model's generation config says, else 0, by default."
+    ),
+]
 Seed = Annotated[int | None, typer.Option(min=0, help="Makes a sampled answer reproducible.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from specrouter_llm.cli.generate import summary
-from specrouter_llm.cli.options import PoolOptions
+from specrouter_llm.cli.options import PoolOptions, said
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.errors import ContextOverflowError, InvalidParameterError
 from specrouter_llm.types import ChatMessage, Completion, StepInfo
@@ -101,7 +101,7 @@ def run(
 ) -> None:
     """Reads messages from the terminal, or one a line from standard input, until they end."""
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    options = {"chain": chain, "windows": windows, **sampling}
+    options = {"chain": chain, "windows": windows, **said(sampling)}
     chosen = policy if chain is None else "off"  # a given chain leaves nothing to measure models for
     with pool.engine(progress=sys.stderr.isatty(), max_batch=1, policy=chosen) as engine:
         conversation = Conversation(engine, system, options)

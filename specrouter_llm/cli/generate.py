@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from specrouter_llm.bench.workloads import read_text
-from specrouter_llm.cli.options import PoolOptions
+from specrouter_llm.cli.options import PoolOptions, said
 from specrouter_llm.types import Completion
 
 
@@ -40,7 +40,7 @@ def run(
             windows=windows,
             speculation=None if speculation else False,
             draft_sources=sources,
-            **sampling,
+            **said(sampling),
         )
         for delta in handle:
             if not as_json:

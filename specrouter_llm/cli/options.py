@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,11 @@ def numbers(text: str | None, option: str) -> list[int] | None:
     if text is not None and not found:
         raise InvalidParameterError(f"{option} takes whole numbers separated by commas, such as 8,4, got {text!r}")
     return found or None
+
+
+def said(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that were given: the rest is left to the model."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _parts(text: str | None) -> list[str]:

@@ -65,9 +65,10 @@ def run(
 ) -> int:
     """Prints a table (or JSON), and writes a result to `out`. Returns 0 if all is identical or a near-tie, else 1."""
     texts = read_prompts(prompts, limit) if prompts is not None else built_in_prompts(limit)
-    params = SamplingParams(**sampling)
+    asked = SamplingParams(**sampling)
     quiet = as_json or not sys.stderr.isatty()
     with pool.engine(progress=not quiet, max_batch=batch, policy="fixed" if chains else "adaptive") as engine:
+        params = asked.over(engine.default_params)  # what acts is what a first difference is judged by
         dtype = engine.dtype
         bound = epsilon if epsilon is not None else usual_epsilon(dtype)
         ids = [encode(engine, text, raw=raw) for text in texts]
