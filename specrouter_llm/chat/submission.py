@@ -43,7 +43,7 @@ def submit(engine: SpecRouter, request: ChatRequest) -> ChatHandle:
         MissingDependencyError: a call or a form is required, and llguidance is not installed.
         QueueFullError, EngineClosedError: nothing was queued.
     """
-    params = request.params if request.params is not None else SamplingParams()
+    params = (request.params or SamplingParams()).over(engine.default_params)  # a span shows what acts
     span = chat_span(engine.target, params)
     try:
         chat = _Chat(engine, request)

@@ -105,7 +105,9 @@ def says() -> Iterator[Callable[..., SpecRouter]]:
     """`says(text)` makes an engine whose model answers every chat with `text`."""
     engines = []
 
-    def make(text: str, *, opening: str = "", tokenizer: PreTrainedTokenizerBase | None = None) -> SpecRouter:
+    def make(
+        text: str, *, opening: str = "", tokenizer: PreTrainedTokenizerBase | None = None, **options: object
+    ) -> SpecRouter:
         hf = tokenizer if tokenizer is not None else hf_tokenizer()
         runner = ContextRunner(
             "target", Scripted(hf, text, opening), len(hf), num_slots=EngineConfig().max_batch, context_length=1024
@@ -116,6 +118,7 @@ def says() -> Iterator[Callable[..., SpecRouter]]:
             tokenizer=Tokenizer(hf),
             eos_token_ids=[hf.eos_token_id],
             max_context=1024,
+            **options,
         )
         engines.append(engine)
         return engine

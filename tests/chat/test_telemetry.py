@@ -57,6 +57,16 @@ def test_what_a_span_says(demo, kit, spans):
     assert said["gen_ai.response.time_to_first_chunk"] > 0
 
 
+@pytest.mark.parametrize("params", [SamplingParams(top_k=5), None])
+def test_a_span_shows_what_acts(kit, says, spans, params):
+    """Also what the request does not say, but the model's generation config."""
+    engine = says("Hello.", default_params=SamplingParams(temperature=0.7, top_k=20, top_p=0.8))
+    submit(engine, request_of(kit, params=params)).result()
+    (span,) = spans()
+    said = {name: span.attributes[f"gen_ai.request.{name}"] for name in ("temperature", "top_k", "top_p", "max_tokens")}
+    assert said == {"temperature": 0.7, "top_k": 5 if params else 20, "top_p": 0.8, "max_tokens": 256}
+
+
 def test_the_parent_is_the_span_around_submit(demo, kit, spans):
     """Also when the answer is read elsewhere, and by tasks that share a loop."""
     tracer = trace.get_tracer("test")

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--max-batch", type=int, default=8)
     args = parser.parse_args()
-    engine_kwargs = {"max_batch": args.max_batch, "progress": False}
+    engine_kwargs = {"max_batch": args.max_batch, "progress": False, "generation_config": "ignore"}
     model = ChatSpecRouter(
         model=args.model, drafts=args.drafts, max_tokens=args.max_tokens, temperature=0, engine_kwargs=engine_kwargs
     )

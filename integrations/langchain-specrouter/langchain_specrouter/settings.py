@@ -63,7 +63,7 @@ class SpecRouterSettings(BaseModel):
     """Further options of `SpecRouter.from_pretrained`: dtype, device, device_map, max_batch, max_context, ..."""
 
     temperature: float | None = None
-    """0, the default, is greedy."""
+    """0 is greedy. None leaves it, like other sampling that is None, to the model's generation config, else it is 0."""
     max_tokens: int | None = None
     """256 by default."""
     top_p: float | None = None

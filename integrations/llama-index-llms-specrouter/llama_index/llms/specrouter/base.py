@@ -79,7 +79,11 @@ class SpecRouterLLM(StructuredPredictionLLM):
         default=None, gt=0, description="Tokens of prompt and answer together; None is what the model has."
     )
     max_tokens: int = Field(default=256, gt=0, description="Tokens of an answer at most.")
-    temperature: float = Field(default=0.0, description="0 always takes the most likely token.")
+    temperature: float | None = Field(
+        default=None,
+        description="0 always takes the most likely token. None leaves it, like other sampling that is None, to the model's "
+        "generation config, else it is 0.",
+    )
     top_p: float | None = Field(
         default=None, description="Sample from the likeliest tokens with this much probability."
     )
