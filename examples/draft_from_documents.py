@@ -25,8 +25,8 @@ def main() -> None:
         {"role": "user", "content": f"Context:\n{context}\n\nQuestion: Where does Anna work?"},
     ]
     with SpecRouter.from_pretrained(arguments.target, drafts=[]) as engine:
-        plain = engine.generate(messages, max_tokens=40, speculation=False)[0]
-        drafted = engine.generate(messages, max_tokens=40, chain=["ngram"], draft_sources=PASSAGES)[0]
+        plain = engine.generate(messages, max_tokens=40, seed=0, speculation=False)[0]
+        drafted = engine.generate(messages, max_tokens=40, seed=0, chain=["ngram"], draft_sources=PASSAGES)[0]
     print(drafted.text.strip())
     print(f"same tokens: {plain.token_ids == drafted.token_ids}")
     print(f"target steps: {plain.stats.num_target_steps} plain, {drafted.stats.num_target_steps} with lookup")

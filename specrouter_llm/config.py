@@ -104,7 +104,8 @@ class EngineConfig:
     generation_config: Literal["model", "ignore"] = "model"
     """Where sampling parameters come from that a request does not say: `"model"` takes what the target's generation config
     recommends, as transformers' `generate` does, and `SamplingParams`' own defaults for the rest; `"ignore"` takes only those.
-    Its lengths (max_new_tokens, max_length) are not taken over."""
+    Its lengths (max_new_tokens, max_length) are not taken over, nor is the top_k of 50 that `generate` makes up for a model
+    that samples and says none."""
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_queue", "prefill_chunk"):
