@@ -13,6 +13,7 @@ from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.pool.family import widened_family
 from specrouter_llm.pool.pool import ModelPool
 from specrouter_llm.scheduling.policy import Policy
+from specrouter_llm.types import Packing
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,16 @@ class Models:
             **options,
         )
 
-    def pool(self, *, max_batch: int = 1) -> ModelPool:
-        """The members as transformers runs them."""
+    def pool(self, *, max_batch: int = 1, packing: Packing | None = None) -> ModelPool:
+        """The members as transformers runs them; with `packing` as an engine's runners take them."""
         return ModelPool.load(
-            self.target, self.drafts, dtype=self.dtype, device=self.device, max_batch=max_batch, progress=False
+            self.target,
+            self.drafts,
+            dtype=self.dtype,
+            device=self.device,
+            max_batch=max_batch,
+            packing=packing,
+            progress=False,
         )
 
 

@@ -34,6 +34,7 @@ from specrouter_llm.runtime.batch import Span
 from specrouter_llm.runtime.graphs import GraphRunner
 from specrouter_llm.runtime.openmp import release_team
 from specrouter_llm.runtime.runner import Runner
+from specrouter_llm.runtime.select import packing_bytes
 from specrouter_llm.sampling.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _rows(
 @contextmanager
 def _engine(models: Models) -> Iterator[tuple[SpecRouter, Runner, int, torch.device]]:
     """The target alone as an engine of one row; its runner, to be called while the engine is idle; what it reads, where."""
-    pool = models.pool()
+    pool = models.pool(packing=packing_bytes)
     weight_bytes = bytes_read(pool.target.model)  # before packing drops the plain weights
     device = pool.target.model.device
     runners = pool_runners(pool, num_slots=1, pack=True)
