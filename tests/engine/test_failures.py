@@ -381,7 +381,7 @@ def test_a_drafter_is_never_fed_a_token_that_it_does_not_know(tools, plain):
         runner.hook = lambda runner, spans: fed.extend(token_id for span in spans for token_id in span.token_ids)
         completions = engine.generate(PROMPTS, SAMPLED, **CHAINS["3 levels"])
         check_healthy(completions, plain["sampled"])
-        assert 19 == max(fed)
+        assert 19 == max(fed)  # on CUDA an id beyond the embedding is a device-side assert: the process is lost
         assert not any("raised" in (completion.stats.fallback or "") for completion in completions)
 
 

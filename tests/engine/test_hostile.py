@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from specrouter_llm import FinishReason, Plan, SamplingParams
+from specrouter_llm import FinishReason, Plan
 from specrouter_llm.errors import CallbackError, InvalidParameterError, InvalidPromptError
 
 pytestmark = pytest.mark.timeout(15)
@@ -109,35 +109,6 @@ def test_a_failing_row_has_the_tokens_of_plain_decoding(tools):
             assert (
                 plain.token_ids == engine.generate([[1, 2]], max_tokens=30, chain=chain, windows=windows)[0].token_ids
             )
-
-
-def test_a_full_drafter_context_concerns_its_row_only(tools):
-    """A row at the end of a drafter's context gives the drafter up alone: its batch mate drafts on."""
-    functions = {"draft": lambda context: tools.peak(2, 32), "target": lambda context: tools.peak(1, 32)}
-    with tools.engine_of(functions, max_batch=2) as engine:
-        tools.runner_of(engine, "draft").context_length = 14
-        gate = tools.Gate()
-        first = engine.submit([3] * 9, max_tokens=24, chain=["draft"], windows=[4], on_step=gate)
-        gate.wait()
-        mate = engine.submit([4], max_tokens=8, chain=["draft"], windows=[4])
-        gate.open()
-        assert None is mate.result()[0].stats.fallback
-        assert "draft: its context of 14 tokens is full" == first.result()[0].stats.fallback
-
-
-def test_a_drafter_is_never_fed_a_token_that_it_does_not_know(tools):
-    """draft (20 ids) under middle (32 ids) over two rounds: the middle's own token must not reach the draft."""
-    functions = tools.family()
-    functions["draft"] = lambda context, draft=functions["draft"]: draft(context)[:20]
-    params = SamplingParams(max_tokens=24, temperature=1.0, seed=11, top_p=0.95, repetition_penalty=1.1)
-    with tools.engine_of(functions, max_batch=8) as engine:
-        runner, fed = tools.runner_of(engine, "draft"), []
-        runner.vocab_size = 20
-        runner.hook = lambda runner, spans: fed.extend(token_id for span in spans for token_id in span.token_ids)
-        prompts = [[i, 2 * i + 1, 3] for i in range(8)]
-        completions = engine.generate(prompts, params, chain=["draft", "middle"], windows=[3, 6])
-        assert max(fed) < 20  # on CUDA an id beyond the embedding is a device-side assert: the process is lost
-        assert not any("raised" in (completion.stats.fallback or "") for completion in completions)
 
 
 @pytest.mark.parametrize("tokens", [["a"], "abc", [None], [[3]], [1.5]])
