@@ -6,6 +6,10 @@ import random
 from collections.abc import Callable
 
 import pytest
+from transformers import AutoTokenizer
+
+from specrouter_llm.pool.demo import demo_folder
+from specrouter_llm.text.tokenizer import Tokenizer
 
 
 def make_schema(rng: random.Random, depth: int = 2) -> dict:
@@ -43,3 +47,9 @@ def make_schema(rng: random.Random, depth: int = 2) -> dict:
 def random_schema() -> Callable[..., dict]:
     """`random_schema(rng)` makes a JSON schema."""
     return make_schema
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """The demo's byte-level tokenizer."""
+    return Tokenizer(AutoTokenizer.from_pretrained(demo_folder("target")))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 
 import pytest
 
-from specrouter_llm.cli import main
 from specrouter_llm.cli.chat import Conversation, Status
 from specrouter_llm.engine.calibration import Calibration
 from specrouter_llm.errors import InvalidParameterError
@@ -17,24 +15,6 @@ from specrouter_llm.testing import fake_engine
 from specrouter_llm.types import LevelStep, StepInfo
 
 POOL = ("--target", "demo/middle", "--draft", "demo/draft")
-
-
-@pytest.fixture
-def specrouter(monkeypatch, capsys):
-    """Runs the command's entry point; returns (exit status, stdout, stderr)."""
-
-    def run(*arguments, stdin=""):
-        monkeypatch.setattr(sys, "argv", ["specrouter", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        capsys.readouterr()
-        try:
-            main()
-            status = 0
-        except SystemExit as exit_:
-            status = int(exit_.code or 0)
-        return (status, *capsys.readouterr())
-
-    return run
 
 
 def test_calibrate_shows_and_writes_what_the_engine_reads(specrouter, tmp_path):

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
-import specrouter_llm
 from specrouter_llm import EngineConfig, SpecRouter
 from specrouter_llm.runtime.batch import Span
 from specrouter_llm.state.manager import SlotStatus
@@ -140,12 +137,6 @@ class Gate:
 
     def open(self) -> None:
         self._open.set()
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    """The demo's byte-level tokenizer."""
-    return Tokenizer(AutoTokenizer.from_pretrained(Path(specrouter_llm.__file__).parent / "data/demo/target"))
 
 
 @pytest.fixture(scope="session")

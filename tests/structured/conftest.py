@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from transformers import AutoTokenizer
 
-import specrouter_llm
 from specrouter_llm.sampling.structured import StructuredOutput
 from specrouter_llm.structured.constraint import RowConstraint
 from specrouter_llm.structured.grammar import GrammarCompiler
 from specrouter_llm.testing import fake_engine
-from specrouter_llm.text.tokenizer import Tokenizer
 
 WIDTH = 4104
 """Wider than the tokenizer's 4,096, as padded logits are."""
 EOS = 1
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    """The demo's byte-level tokenizer."""
-    return Tokenizer(AutoTokenizer.from_pretrained(Path(specrouter_llm.__file__).parent / "data/demo/target"))
 
 
 @pytest.fixture(scope="session")
