@@ -36,7 +36,7 @@ class Interval:
         return {name: round(end, 6) for name, end in ends if end is not None}
 
 
-def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0) -> Interval:
+def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float]) -> Interval:
     """Sum of numerators / sum of denominators, resampled over their common index (one entry per prompt)."""
     assert len(numerators) == len(denominators) > 0
 
@@ -44,19 +44,19 @@ def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float], *,
         below = sum(denominators[i] for i in indices)
         return sum(numerators[i] for i in indices) / below if below else 0.0
 
-    return _interval(len(numerators), figure, seed)
+    return _interval(len(numerators), figure)
 
 
-def median_of_ratios(numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0) -> Interval:
+def median_of_ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Interval:
     """Median of numerators[i] / denominators[i], resampled over pairs."""
     ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
-    return _interval(len(ratios), lambda indices: statistics.median(ratios[i] for i in indices), seed)
+    return _interval(len(ratios), lambda indices: statistics.median(ratios[i] for i in indices))
 
 
-def _interval(count: int, figure: Callable[[Sequence[int]], float], seed: int) -> Interval:
+def _interval(count: int, figure: Callable[[Sequence[int]], float]) -> Interval:
     if count < LEAST:
         return Interval(figure(range(count)))
-    generator = random.Random(seed)
+    generator = random.Random(0)
     values = sorted(figure(generator.choices(range(count), k=count)) for _ in range(RESAMPLES))
     tail = round((1 - LEVEL) / 2 * RESAMPLES)
     return Interval(figure(range(count)), values[tail], values[-1 - tail])

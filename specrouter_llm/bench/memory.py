@@ -114,7 +114,7 @@ def main() -> None:
 
 def measure_here(task: Task) -> dict[str, Any]:
     """Bytes of this process before, after and at the peak of a pool's use."""
-    _warm_up(task)
+    _warm_up()
     before, peak_before = settled(), peak()
     target, *drafts = task.sources()
     with SpecRouter.from_pretrained(
@@ -152,7 +152,7 @@ def measure_here(task: Task) -> dict[str, Any]:
         }
 
 
-def _warm_up(task: Task) -> None:
+def _warm_up() -> None:
     """What any engine takes: libraries, the compiler among them, their pools, a tokenizer; no kernels, which are accounted
     for."""
     has_compiler()

@@ -110,12 +110,10 @@ def measure(
         "read_gib_per_second": round(read_bytes / 2**30 / statistics.median(seconds[READ, 1]), 3),
         "floor_ms": round(1e3 * statistics.median(floor), 4),
     }
-    return settings, _rows(seconds, floor, tokens)
+    return settings, _rows(seconds, floor)
 
 
-def _rows(
-    seconds: Mapping[tuple[str, int], Sequence[float]], floor: Sequence[float], tokens: Sequence[int]
-) -> list[dict[str, Any]]:
+def _rows(seconds: Mapping[tuple[str, int], Sequence[float]], floor: Sequence[float]) -> list[dict[str, Any]]:
     rows = []
     for (runner, count), taken in seconds.items():
         if runner == READ:
