@@ -64,7 +64,7 @@ class ForwardAhead:
         # The host looks at a contextual row's logits first, and may then replace what is chosen.
         return alike and all(row.remaining > 1 and not row.sampler.contextual for row in rows)
 
-    def begin(self, model: str, rows: Sequence[Row], spans: Sequence[Span], chosen: Tensor) -> None:
+    def begin(self, model: str, spans: Sequence[Span], chosen: Tensor) -> None:
         """Begins the step behind this one, whose forward, over `spans`, is launched.
 
         Args:

@@ -134,7 +134,7 @@ class VerifyProcessor:
             return choose(logits, segments)
 
         def waiting(ids: Tensor) -> None:
-            self._ahead.begin(model, rows, spans, ids)
+            self._ahead.begin(model, spans, ids)
             meanwhile()
 
         return choose(logits, segments, waiting)
