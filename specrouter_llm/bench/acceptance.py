@@ -14,11 +14,10 @@ from rich.table import Table
 
 from specrouter_llm.bench import match
 from specrouter_llm.bench.bootstrap import Interval, ratio_of_sums
-from specrouter_llm.bench.models import Models, encode
+from specrouter_llm.bench.models import Models, completions_of, encode
 from specrouter_llm.bench.plots import new_figure, reach, save_figure
 from specrouter_llm.bench.texts import TextPrompt
 from specrouter_llm.bench.trials import TrialRecorder
-from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.scheduling.plan import Plan
 
@@ -59,7 +58,7 @@ def measure(
                 params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
                 for plan in chains:
                     recorder.use(plan)
-                    _answer(engine, prompts, params, seed)
+                    completions_of(engine, prompts, params, seed)
                     rows += _rows(workload, temperature, plan, recorder)
                     advance(f"{workload}, T = {temperature:g}, {' > '.join(plan.levels)}")
     for workload, texts in workloads.items():
@@ -70,13 +69,6 @@ def measure(
                 row["one_minus_tv"] = bounds.get((row["temperature"], row["lower"], row["upper"]))
         advance(f"{workload}, 1 - TV")
     return rows
-
-
-def _answer(engine: SpecRouter, prompts: Sequence[list[int]], params: SamplingParams, seed: int) -> None:
-    """One completion per prompt, each with noise of its own."""
-    handles = [engine.submit(prompt, params, seed=seed + i) for i, prompt in enumerate(prompts)]
-    for handle in handles:
-        handle.result()[0].raise_for_error()
 
 
 def _rows(workload: str, temperature: float, plan: Plan, recorder: TrialRecorder) -> list[dict[str, Any]]:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from specrouter_llm.bench.bootstrap import Interval, ratio_of_sums
 from specrouter_llm.bench.coupling import joint_match, overlap, path_acceptance, tokens_per_cycle
-from specrouter_llm.bench.models import Models, encode
+from specrouter_llm.bench.models import Models, completions_of, encode
 from specrouter_llm.bench.texts import TextPrompt
+from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.pool.pool import PoolMember
 from specrouter_llm.sampling.choice import Segment, choose, processed
 from specrouter_llm.sampling.params import SamplingParams
@@ -34,6 +35,11 @@ class Answer:
     prompt_ids: list[int]
     token_ids: list[int]
     seed: int
+
+    def segment(self, params: SamplingParams) -> Segment:
+        """All of its choices."""
+        sampler = RowSampler(params, seed=self.seed, prompt_ids=self.prompt_ids)
+        return Segment(sampler, len(self.prompt_ids), self.token_ids[:-1], len(self.token_ids))
 
 
 @dataclass(slots=True)
@@ -69,11 +75,7 @@ def measure(
         prompts = [encode(engine, text) for text in texts]
         for temperature in temperatures:
             params = SamplingParams(temperature=temperature, max_tokens=max_tokens)
-            handles = [engine.submit(ids, params, seed=seed + i) for i, ids in enumerate(prompts)]
-            finished = [handle.result()[0].raise_for_error() for handle in handles]
-            answers[temperature] = [
-                Answer(ids, list(c.token_ids), c.seed) for ids, c in zip(prompts, finished, strict=True)
-            ]
+            answers[temperature] = answers_of(engine, prompts, params, seed)
             advance(f"answers at T = {temperature:g}")
     rows: list[dict[str, Any]] = []
     pool = models.pool()
@@ -89,13 +91,17 @@ def measure(
     return rows
 
 
+def answers_of(engine: SpecRouter, prompts: Sequence[list[int]], params: SamplingParams, seed: int) -> list[Answer]:
+    """The target's answers, each with noise of its own."""
+    completions = completions_of(engine, prompts, params, seed)
+    return [Answer(ids, list(c.token_ids), c.seed) for ids, c in zip(prompts, completions, strict=True)]
+
+
 def _score(
     members: Sequence[PoolMember], answer: Answer, temperature: float, tallies: dict[tuple[str, str], Tally]
 ) -> None:
     """Adds one answer to the tallies of all pairs."""
-    params = SamplingParams(temperature=temperature)
-    sampler = RowSampler(params, seed=answer.seed, prompt_ids=answer.prompt_ids)
-    segment = Segment(sampler, len(answer.prompt_ids), answer.token_ids[:-1], len(answer.token_ids))
+    segment = answer.segment(SamplingParams(temperature=temperature))
     width = members[-1].vocab_size
     probs: dict[str, Tensor] = {}
     choices: dict[str, Tensor] = {}

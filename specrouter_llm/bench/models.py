@@ -12,8 +12,9 @@ from specrouter_llm.engine.policies import PolicyName
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.pool.family import widened_family
 from specrouter_llm.pool.pool import ModelPool
+from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.scheduling.policy import Policy
-from specrouter_llm.types import Packing
+from specrouter_llm.types import Completion, Packing
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,14 @@ def encode(engine: SpecRouter, prompt: TextPrompt | list[int], *, raw: bool = Fa
     if raw or tokenizer is None or tokenizer.chat_template is None:
         return engine.encode("\n\n".join(message["content"] for message in messages))
     return engine.encode(messages)
+
+
+def completions_of(
+    engine: SpecRouter, prompts: Sequence[list[int]], params: SamplingParams, seed: int
+) -> list[Completion]:
+    """One per prompt, decoded together, each with noise of its own. Raises the error of one that failed."""
+    handles = [engine.submit(prompt, params, seed=seed + i) for i, prompt in enumerate(prompts)]
+    return [handle.result()[0].raise_for_error() for handle in handles]
 
 
 def _is_ids(prompt: TextPrompt | list[int]) -> TypeGuard[list[int]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from specrouter_llm.bench.match import Answer, fitted, teacher_forced
+from specrouter_llm.bench.match import Answer, answers_of, fitted, teacher_forced
 from specrouter_llm.bench.models import Models, encode
 from specrouter_llm.bench.workloads import Workload
 from specrouter_llm.drafting.ngram import NgramProposer
 from specrouter_llm.pool.pool import PoolMember
-from specrouter_llm.sampling.choice import Segment, choose
+from specrouter_llm.sampling.choice import choose
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.sampling.row import RowSampler
 from specrouter_llm.scheduling.recording import RecordedAnswer
@@ -34,9 +34,7 @@ def record(
     params = SamplingParams(temperature=workload.temperature, max_tokens=workload.max_tokens, ignore_eos=True)
     with models.engine(max_batch=batch) as engine:
         prompts = [encode(engine, text) for text in workload.prompts]
-        handles = [engine.submit(ids, params, seed=seed + i) for i, ids in enumerate(prompts)]
-        finished = [handle.result()[0].raise_for_error() for handle in handles]
-        answers = [Answer(ids, list(c.token_ids), c.seed) for ids, c in zip(prompts, finished, strict=True)]
+        answers = answers_of(engine, prompts, params, seed)
     pool = models.pool()
     found = []
     for answer in answers:
@@ -51,8 +49,7 @@ def record(
 def _recorded(
     target: PoolMember, drafts: Sequence[PoolMember], answer: Answer, params: SamplingParams
 ) -> RecordedAnswer:
-    sampler = RowSampler(params, seed=answer.seed, prompt_ids=answer.prompt_ids)
-    segment = Segment(sampler, len(answer.prompt_ids), answer.token_ids[:-1], len(answer.token_ids))
+    segment = answer.segment(params)
     places = range(len(answer.token_ids))
     classes: list[dict[int, int]] = [{answer.token_ids[i]: 0} for i in places]
     choices = {}
@@ -61,7 +58,7 @@ def _recorded(
         drafted = [id_ for id_ in chosen if id_ is not None]
         assert len(drafted) == len(chosen), f"{draft.label} gave logits that are not finite"
         choices[draft.label] = [classes[i].setdefault(drafted[i], len(classes[i])) for i in places]
-    return RecordedAnswer(len(answer.prompt_ids), choices, {"ngram": _looked_up(sampler, answer)})
+    return RecordedAnswer(len(answer.prompt_ids), choices, {"ngram": _looked_up(segment.sampler, answer)})
 
 
 def _looked_up(sampler: RowSampler, answer: Answer) -> list[tuple[int, int]]:

@@ -12,14 +12,14 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
 
 from specrouter_llm.bench.bootstrap import Interval, ratio_of_sums
 from specrouter_llm.bench.identity import Comparison
-from specrouter_llm.bench.models import Models, encode
+from specrouter_llm.bench.models import Models, completions_of, encode
 from specrouter_llm.bench.texts import TextPrompt
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.sampling.params import SamplingParams
@@ -114,10 +114,9 @@ def measure(
 
 
 def _answers(engine: SpecRouter, prompts: Sequence[list[int]], params: SamplingParams, seed: int) -> list[Completion]:
-    """One completion per prompt, each with noise of its own."""
-    handles = [engine.submit(prompt, params, seed=seed + i) for i, prompt in enumerate(prompts)]
-    answers = [handle.result()[0].raise_for_error() for handle in handles]
-    engine.target_logits(prompts[0])  # answered between two steps: the policy has seen the last one
+    """The completions, once the policy has seen all of their steps."""
+    answers = completions_of(engine, prompts, params, seed)
+    engine.target_logits(prompts[0])  # answered between two steps
     return answers
 
 
@@ -159,10 +158,7 @@ def _row(
         "forwards_per_token": {name: round(policy.forwards[name] / committed, 4) for name in levels},
         "target_rejected_per_token": _rejected(stages[f"{levels[-2]} > {levels[-1]}"], committed),
         "stages": stages,
-        "identical": comparison.identical,
-        "near_ties": comparison.near_ties,
-        "different": comparison.different,
-        "largest_margin": comparison.largest_margin,
+        **asdict(comparison),
     }
 
 
