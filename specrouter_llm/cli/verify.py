@@ -16,8 +16,7 @@ from rich.table import Table
 
 from specrouter_llm.bench.identity import Comparison
 from specrouter_llm.bench.models import encode
-from specrouter_llm.bench.workloads import built_in_prompts, read_prompts
-from specrouter_llm.cli.experiment import keep
+from specrouter_llm.cli.experiment import keep, texts_of
 from specrouter_llm.cli.options import PoolOptions
 from specrouter_llm.engine.spec_router import SpecRouter
 from specrouter_llm.sampling.params import SamplingParams
@@ -64,7 +63,7 @@ def run(
     out: Path | None = None,
 ) -> int:
     """Prints a table (or JSON), and writes a result to `out`. Returns 0 if all is identical or a near-tie, else 1."""
-    texts = read_prompts(prompts, limit) if prompts is not None else built_in_prompts(limit)
+    texts = texts_of(prompts, limit)
     asked = SamplingParams(**sampling)
     quiet = as_json or not sys.stderr.isatty()
     with pool.engine(progress=not quiet, max_batch=batch, policy="fixed" if chains else "adaptive") as engine:
