@@ -1,4 +1,6 @@
-"""`specrouter bench acceptance | calibration | overhead | memory`: what the router counts, predicts, costs and holds."""
+"""`specrouter bench acceptance | recording | calibration | overhead | memory`: what the router counts, predicts, costs and
+holds; and what levels choose, for its simulator.
+"""
 
 from __future__ import annotations
 
