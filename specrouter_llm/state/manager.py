@@ -120,11 +120,6 @@ class StateManager:
         """Logical length: tokens of the slot whose keys and values the model holds."""
         return self._num_valid[model][slot]
 
-    def cache_mask(self, model: str, slot: int) -> list[bool]:
-        """The mask form of `num_valid` over the committed positions, as in the paper."""
-        valid = self._num_valid[model][slot]
-        return [position < valid for position in range(len(self._tokens[slot]))]
-
     def lag(self, model: str, slot: int) -> int:
         """Tokens that the model must take in before it can choose the next one, but for the last."""
         return len(self._tokens[slot]) - 1 - self._num_valid[model][slot]
