@@ -151,12 +151,11 @@ class StateManager:
 
     def commit(self, slot: int, token_ids: Sequence[int]) -> None:
         """Tokens become final; every model keeps the longest prefix that agrees with them (the rollback)."""
+        most = len(self._tokens[slot]) + len(token_ids) - 1  # the last one is yet to be fed
         for model, lengths in self._num_valid.items():
-            lengths[slot] = self._agreed(model, slot, token_ids)
+            lengths[slot] = min(self._agreed(model, slot, token_ids), most)
             self._tail[model][slot] = []
         self._tokens[slot].extend(token_ids)
-        for lengths in self._num_valid.values():
-            lengths[slot] = min(lengths[slot], len(self._tokens[slot]) - 1)
 
     def _agreed(self, model: str, slot: int, hypothesis: Sequence[int]) -> int:
         """How much of committed + hypothesis the model's cache holds."""

@@ -350,12 +350,11 @@ def commit_with(kept):
 
     def mutate(patch):
         def commit(self, slot, token_ids):
+            most = len(self._tokens[slot]) + len(token_ids) - 1
             for model, lengths in self._num_valid.items():
-                lengths[slot] = kept(lengths[slot], self._agreed(model, slot, token_ids))
+                lengths[slot] = min(kept(lengths[slot], self._agreed(model, slot, token_ids)), most)
                 self._tail[model][slot] = []
             self._tokens[slot].extend(token_ids)
-            for lengths in self._num_valid.values():
-                lengths[slot] = min(lengths[slot], len(self._tokens[slot]) - 1)
 
         patch.setattr(StateManager, "commit", commit)
 
