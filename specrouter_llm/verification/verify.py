@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -108,8 +108,8 @@ class VerifyProcessor:
             raise ModelFailure(model, error) from error
         verified = []
         for test, choices, block in zip(tests, chosen, blocks, strict=True):
-            found = _accept(test.proposal, choices[test.scored :], block)
-            verified.append(replace(found, score=test.score(model, choices)) if test.scored else found)
+            score = test.score(model, choices) if test.scored else None
+            verified.append(_accept(test.proposal, choices[test.scored :], block, score))
         fed, context = [len(span.token_ids) for span in spans], sum(span.end for span in spans)
         seconds = time.perf_counter() - started
         log.append(Forward(model, len(rows), sum(fed), context, seconds, longest=max(fed), shifted=begun is not None))
@@ -215,7 +215,9 @@ def wait_for(logits: Tensor) -> None:
         torch.cuda.current_stream(logits.device).synchronize()
 
 
-def _accept(proposal: Sequence[int], choices: Sequence[int | None], logits: Tensor | None) -> Verification:
+def _accept(
+    proposal: Sequence[int], choices: Sequence[int | None], logits: Tensor | None, score: Score | None
+) -> Verification:
     """The longest prefix of the proposal that equals the level's own choices, plus its next choice.
 
     Only choices up to the first mismatch count: what a level would say after tokens that it rejects may be anything, NaN
@@ -225,4 +227,4 @@ def _accept(proposal: Sequence[int], choices: Sequence[int | None], logits: Tens
     accepted = common_prefix(proposal, choices)
     own = choices[accepted]
     tokens = [*proposal[:accepted], *([own] if own is not None else [])]
-    return Verification(tokens, len(proposal), accepted, failed=not tokens, logits=logits)
+    return Verification(tokens, len(proposal), accepted, failed=not tokens, logits=logits, score=score)

@@ -312,11 +312,11 @@ def recovered_token_redrawn(patch):
         fresh.extend(choose(logits, redrawn))
         return choose(logits, segments, *rest)
 
-    def accept(proposal, choices, logits):
+    def accept(proposal, choices, logits, score):
         other = fresh.popleft()
         n = common_prefix(list(proposal), choices)
         last = other[n] if n < len(proposal) else choices[n]
-        return verify.Verification([*choices[:n], last], len(proposal), n, logits=logits)
+        return verify.Verification([*choices[:n], last], len(proposal), n, logits=logits, score=score)
 
     patch.setattr(verify, "choose", also_fresh)
     patch.setattr(verify, "_accept", accept)
@@ -336,9 +336,9 @@ def accepting(tokens):
     """A mutant of the acceptance rule: what is taken of (proposal, choices, number accepted)."""
 
     def mutate(patch):
-        def accept(proposal, choices, logits):
+        def accept(proposal, choices, logits, score):
             n = common_prefix(list(proposal), choices)
-            return verify.Verification(tokens(list(proposal), choices, n), len(proposal), n, logits=logits)
+            return verify.Verification(tokens(list(proposal), choices, n), len(proposal), n, logits=logits, score=score)
 
         patch.setattr(verify, "_accept", accept)
 
