@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-TokenIds: TypeAlias = "list[int]"
 ChatMessage: TypeAlias = "dict[str, Any]"
 Prompt: TypeAlias = "str | list[int] | list[ChatMessage]"
 
