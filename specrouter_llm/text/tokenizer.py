@@ -142,7 +142,6 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Any] | None = None,
-        documents: Sequence[Mapping[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Ids of a chat, ready for the assistant's answer: the chat template decides about every special token.
@@ -169,7 +168,6 @@ class Tokenizer:
             control,
             plain_json(plain, "messages", control.occurs_in),
             tools=None if tools is None else [_plain_tool(tool, i, control) for i, tool in enumerate(tools)],
-            documents=None if documents is None else plain_json(documents, "documents", control.occurs_in),
             **variables,
         )
 

@@ -13,7 +13,6 @@ from specrouter_llm.text.tokenizer import Tokenizer
 # Builds `<|role|>` from the role and writes `<tool_call>`, an added token that is not special.
 TEMPLATE = (
     "{{ bos_token }}{% if tools %}<|system|>{{ tools | tojson }}<|end|>{% endif %}"
-    "{% for d in documents or [] %}{{ d.text }}\n{% endfor %}"
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}"
     "{% for t in m.tool_calls or [] %}<tool_call>{{ t | tojson }}{% endfor %}<|end|>\n{% endfor %}"
     "{{ note or '' }}{% if add_generation_prompt %}<|assistant|>{% endif %}"
