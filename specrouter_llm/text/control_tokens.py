@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from specrouter_llm.errors import InvalidPromptError
@@ -107,11 +108,7 @@ def encode_continuation(
     tokenizer: PreTrainedTokenizerBase, text: str, encode: Callable[[str], list[int]] | None = None
 ) -> list[int]:
     """Ids of `text` in the middle of a sequence: without the space that SentencePiece puts before a sequence."""
-
-    def encode_by_default(text: str) -> list[int]:
-        return encode_plain(tokenizer, text)
-
-    encode = encode or encode_by_default
+    encode = encode or partial(encode_plain, tokenizer)
     newline = encode_plain(tokenizer, "\n")
     ids = encode("\n" + text)
     # Where the newline does not stay a token of its own, there is no way to tell the rest apart.
