@@ -65,14 +65,10 @@ class Prober:
         self._pauses: dict[tuple[str, ...], _Pause] = {}
         self._next_look = 0
         self._last_look = -LOOK_LATER
-        self._spent = 0.0
         self._eager_until = 0
         self.probes = 0
-
-    @property
-    def spent(self) -> float:
+        self.spent = 0.0
         """Seconds of regret so far."""
-        return self._spent
 
     def earn(self, seconds: float) -> None:
         """A step has passed."""
@@ -119,7 +115,7 @@ class Prober:
     def result(self, levels: tuple[str, ...], regret: float, success: bool, step: int) -> None:
         """A probe was run. One that went as well as expected may be repeated at once."""
         self.probes += 1
-        self._spent += max(regret, 0.0)
+        self.spent += max(regret, 0.0)
         self._balance -= max(regret, 0.0)
         if success:
             self._pauses.pop(levels, None)
