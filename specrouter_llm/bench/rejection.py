@@ -63,7 +63,7 @@ class CountingPolicy:
             self.forwards[forward.level] += forward.num_rows * forward.turns
 
 
-def variants(models: Sequence[str], offers: Sequence[int] = OFFERS) -> list[Variant]:
+def variants(models: Sequence[str], offers: Sequence[int]) -> list[Variant]:
     """Plain two-level chains, and every drafter below every larger one, for each number of offered tokens.
 
     `models` are ordered from the smallest drafter to the target.

@@ -33,7 +33,7 @@ def describe(
     model: str,
     results: Sequence[ChatResult],
     num_prompt_tokens: int,
-    others: Sequence[tuple[str, int]] = (),
+    others: Sequence[tuple[str, int]],
 ) -> None:
     """Adds what came of the request; counts are sums over its samples.
 

@@ -247,7 +247,7 @@ class Curve:
         found: float = max(map(mul, values[: place % len(values) + 1], self.factor))
         return found
 
-    def correct(self, tokens: int, errors: Sequence[float], of_rows: float = 0.0, first: float = FIRST) -> News:
+    def correct(self, tokens: int, errors: Sequence[float], of_rows: float, first: float) -> News:
         """Moves the nodes near `tokens` by clipped log errors of forwards in succession, or by one that was seen often enough.
 
         The price of a row moves too: the share `of_rows` of each forward was put down to its rows. `first` is what the

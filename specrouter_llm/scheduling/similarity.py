@@ -289,7 +289,7 @@ class Similarity:
         whole = (score for score in scores if not score.agreed)
         return [(score.level, self.models[-1], score.matched, score.total - score.matched) for score in whole]
 
-    def surprise(self, row_id: int, bucket: int, trials: Sequence[Trial], scores: Sequence[Score] = ()) -> float:
+    def surprise(self, row_id: int, bucket: int, trials: Sequence[Trial], scores: Sequence[Score]) -> float:
         """Matches beyond what was expected of these trials and scores, before they are observed; -1 if there were none."""
         counts = (*(pair.together for pair in matches_of(trials)), *self._against_target(scores))
         found = [(alpha, a, m) for lower, upper, a, m in counts if (

@@ -56,8 +56,8 @@ class Answer:
 def final_response(
     result: chat.ChatResult,
     raw: dict[str, Any],
-    logprobs: list[list[LogProb]] | None = None,
-    last: ChatResponse | None = None,
+    logprobs: list[list[LogProb]] | None,
+    last: ChatResponse | None,
 ) -> ChatResponse:
     """The whole answer, with the delta of the `last` piece if it was streamed."""
     return ChatResponse(
