@@ -27,20 +27,17 @@ def draw_parameters(words: Words, count: int) -> list[Parameter]:
     return [_draw(words, name) for name in words.distinct(lambda: _name(words), count)]
 
 
-def object_schema(
-    words: Words, parameters: list[Parameter], *, optional: frozenset[str] = frozenset()
-) -> dict[str, Any]:
-    """An object of `parameters`, its keys in one of the orders that libraries write."""
+def object_schema(words: Words, parameters: list[Parameter]) -> dict[str, Any]:
+    """An object of `parameters`, of which there is one at least, its keys in one of the orders that libraries write."""
     properties = {parameter.name: parameter.schema for parameter in parameters}
-    required = [parameter.name for parameter in parameters if parameter.name not in optional]
-    parts: dict[str, Any] = {"type": "object", "properties": properties, "required": required}
+    parts: dict[str, Any] = {"type": "object", "properties": properties, "required": list(properties)}
     orders = (
         ("type", "properties", "required"),
         ("properties", "required", "type"),
         ("properties", "type", "required"),
     )
     order = words.rng.choice(orders)
-    return {key: parts[key] for key in order if key != "required" or required}
+    return {key: parts[key] for key in order}
 
 
 def _name(words: Words) -> str:
