@@ -137,6 +137,4 @@ def demo() -> Iterator[SpecRouter]:
 @pytest.fixture(scope="session")
 def kit() -> SimpleNamespace:
     """The values above, for test modules, which cannot import a conftest."""
-    return SimpleNamespace(
-        WEATHER=WEATHER, PLACE=PLACE, TOOLS=TOOLS, QUESTION=QUESTION, hf_tokenizer=hf_tokenizer, Scripted=Scripted
-    )
+    return SimpleNamespace(WEATHER=WEATHER, TOOLS=TOOLS, QUESTION=QUESTION, hf_tokenizer=hf_tokenizer)

@@ -16,9 +16,7 @@ from specrouter_llm.errors import InvalidParameterError, ModelNotFoundError
 class FakeEngine:
     """What the registry needs to know of an engine."""
 
-    def __init__(self, *configuration):
-        self.configuration = configuration
-        self.closed = False
+    closed = False
 
     def close(self):
         self.closed = True
@@ -33,7 +31,7 @@ def loaded(monkeypatch):
     def load(target, drafts, **options):
         time.sleep(0.05)
         with lock:
-            engines.append(FakeEngine(target, drafts, options))
+            engines.append(FakeEngine())
         return engines[-1]
 
     monkeypatch.setattr(SpecRouter, "from_pretrained", load)

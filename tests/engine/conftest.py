@@ -145,7 +145,6 @@ def tools() -> SimpleNamespace:
     return SimpleNamespace(
         VOCAB=VOCAB,
         Gate=Gate,
-        HookedRunner=HookedRunner,
         Script=Script,
         at_rest=at_rest,
         doubtful=doubtful,

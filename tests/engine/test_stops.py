@@ -290,7 +290,7 @@ def test_ignore_eos(scripted, tokenizer, prompt, script):
         assert (ids[:6], EOS) == (list(completion.token_ids), completion.stop_reason)
 
 
-def test_the_end_of_the_context_is_a_matter_of_length(scripted, tokenizer, prompt, script):
+def test_the_end_of_the_context_is_a_matter_of_length(scripted, prompt, script):
     """A context that ends inside an accepted run ends the text there, with everything in it."""
     for room in (1, 2, 5, 7, 8):
         with scripted(script, max_context=len(prompt) + room) as engine:
@@ -325,7 +325,7 @@ def test_samples_stop_each_on_their_own(tools, tokenizer, prompt):
 
 
 @pytest.mark.parametrize("reuse", [True, False])
-def test_the_next_request_on_the_slot_is_unaffected(scripted, tokenizer, prompt, script, reuse):
+def test_the_next_request_on_the_slot_is_unaffected(scripted, prompt, script, reuse):
     """After a stop in mid-run the slot holds tokens that were never committed: the next request must not see them."""
     with scripted([*script, EOS], max_batch=1, prefix_reuse=reuse) as engine:
         for count in range(1, 12):

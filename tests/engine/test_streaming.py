@@ -281,7 +281,7 @@ def test_a_consumer_whose_event_loop_is_gone_does_not_stop_the_engine(engine, to
     tools.at_rest(engine)
 
 
-def test_a_stream_keeps_its_engine_alive(tools, plain):
+def test_a_stream_keeps_its_engine_alive(tools):
     """An engine that nobody holds but its stream runs until the stream ends, then its thread goes."""
     engine = tools.engine_of(tools.family(), max_batch=1)
     thread = engine._worker._thread

@@ -314,7 +314,6 @@ class RuntimeMachine(RuleBasedStateMachine):
         self.state = StateManager(self.runners, REAL_SLOTS, min_reuse=1)
         self.executor = Executor(self.state, self.runners, {}, "target")
         self.rows = {}
-        self.checked = {}
 
     @precondition(lambda self: len(self.rows) < REAL_SLOTS)
     @rule(

@@ -133,7 +133,7 @@ def some_schema(rng):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_usual_small_schemas(tools, compiler, seed):
+def test_usual_small_schemas(compiler, seed):
     """Objects of enums, numbers, strings and booleans: nothing is shorter among all short texts."""
     spelling = Spelling(compiler.compile(StructuredOutput(regex="x")).texts)
     rng = random.Random(seed)

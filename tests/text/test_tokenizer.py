@@ -83,7 +83,7 @@ def test_both_ways_of_sanitizing_a_chat_agree(any_tokenizer, name, monkeypatch):
     assert any_tokenizer.encode_chat(**CONVERSATIONS[name]) == theirs
 
 
-def test_transformers_sanitizes_here(tokenizers, hf_tokenizers):
+def test_transformers_sanitizes_here(hf_tokenizers):
     """The comparison above compares two implementations: the installed transformers has its own."""
     if version.parse(transformers.__version__) < version.parse("5.20"):
         pytest.skip("transformers sanitizes since 5.20")
@@ -120,7 +120,7 @@ def test_a_chat_has_exactly_one_bos(tokenizers):
     assert (ids[0], ids.count(bos)) == (bos, 1)
 
 
-def test_a_harmless_chat_is_what_transformers_renders(any_tokenizer, hf_tokenizers):
+def test_a_harmless_chat_is_what_transformers_renders(any_tokenizer):
     """Without control tokens in it, a chat is encoded as apply_chat_template encodes it, ready for an answer."""
     hf = any_tokenizer._tokenizer
     messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi 中"}]

@@ -326,7 +326,7 @@ def test_a_copy_with_other_engine_options_has_another_engine():
 
 
 @pytest.mark.parametrize("copied", [lambda m: pickle.loads(pickle.dumps(m)), copy.deepcopy], ids=["pickle", "deepcopy"])
-def test_a_loaded_model_can_be_copied(copied, demo):
+def test_a_loaded_model_can_be_copied(copied):
     """A deep copy shares the engine; a pickled model describes it, and would load it when it is used."""
     loaded = ChatSpecRouter(model="demo", max_tokens=4, engine_kwargs={"progress": False}).load()
     assert copied(loaded).invoke(QUESTION).content == loaded.invoke(QUESTION).content
