@@ -72,13 +72,12 @@ def engine_of(
     eos_token_ids: Sequence[int] = (),
     proposers: Sequence | None = None,
     policy: object = None,
-    runner: Callable = HookedRunner,
     **config: object,
 ) -> SpecRouter:
     """An engine whose models are functions of the context; the last is the target."""
     settings = EngineConfig(**config)
     runners = {
-        name: runner(name, function, vocab_size, num_slots=settings.max_batch, context_length=max_context)
+        name: HookedRunner(name, function, vocab_size, num_slots=settings.max_batch, context_length=max_context)
         for name, function in functions.items()
     }
     return SpecRouter(
@@ -93,12 +92,12 @@ def engine_of(
     )
 
 
-def family(vocab_size: int = VOCAB, seed: int = 0) -> dict[str, Callable]:
+def family(vocab_size: int = VOCAB) -> dict[str, Callable]:
     """A random target, a draft and a middle that often agree with it."""
-    target = hashed_logits(seed, vocab_size)
+    target = hashed_logits(0, vocab_size)
     return {
-        "draft": blended(target, hashed_logits(seed + 1, vocab_size), 0.3),
-        "middle": blended(target, hashed_logits(seed + 2, vocab_size), 0.15),
+        "draft": blended(target, hashed_logits(1, vocab_size), 0.3),
+        "middle": blended(target, hashed_logits(2, vocab_size), 0.15),
         "target": target,
     }
 

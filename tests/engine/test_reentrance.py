@@ -42,12 +42,12 @@ def test_a_callback_that_waits_for_the_engine_fails_and_hangs_nobody(tools, ask)
         ask(engine, handles[0])
 
     handles.append(engine.submit([1, 2], LONG, on_step=on_step))
-    (completion,) = _within(10, handles[0].result)
+    (completion,) = _within(handles[0].result)
     assert isinstance(completion.error, CallbackError)
     assert "on_step" in str(completion.error)
     assert "another thread" in str(completion.error)
-    assert _within(10, other.result)[0].finish_reason is FinishReason.LENGTH
-    _within(10, engine.close)
+    assert _within(other.result)[0].finish_reason is FinishReason.LENGTH
+    _within(engine.close)
 
 
 def test_a_refused_wait_ends_nothing(tools):
@@ -78,7 +78,7 @@ def test_what_a_callback_may_ask(tools):
 
     engine.generate([[1, 2]], SHORT, on_step=on_step)
     assert asked[0] == (1, False)
-    assert len(_within(10, asked[1].result)[0].token_ids) == 8
+    assert len(_within(asked[1].result)[0].token_ids) == 8
     engine.close()
 
 
@@ -176,14 +176,14 @@ def test_a_forked_process_is_told_that_the_engine_stayed_behind(tools):
             finally:
                 os._exit(0)
         os.close(writer)
-        told = _within(10, os.fdopen(reader).read)
+        told = _within(os.fdopen(reader).read)
         os.waitpid(child, 0)
         assert told.count("fork") == 2
         assert told.endswith("closed")
         assert len(engine.generate([[1, 2]], SHORT)[0].token_ids) == 8
 
 
-def _within(seconds, call):
+def _within(call):
     """What the call returns or raises; fails if it hangs."""
     found = []
 
@@ -195,7 +195,7 @@ def _within(seconds, call):
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(seconds)
+    thread.join(10)
     assert found, "it hangs"
     value, error = found[0]
     if error is not None:

@@ -32,8 +32,8 @@ def adaptive(pool, prior=None):
     return AdaptivePolicy(list(pool.models), list(pool.lookups), calibration(pool), prior)
 
 
-def one_drafter(quality, first=0.012, target=0.05):
-    models = {"a": SimulatedModel(first, first * 0.03, quality), "target": SimulatedModel(target, target * 0.03)}
+def one_drafter(quality, first=0.012):
+    models = {"a": SimulatedModel(first, first * 0.03, quality), "target": SimulatedModel(0.05, 0.0015)}
     return SimulatedPool(models, overhead=0.0005)
 
 
@@ -399,10 +399,10 @@ def test_finished_and_vanished_rows_are_dropped():
     assert len(policy._rows) == 1
 
 
-def quiet_step(policy, row_id, num_tokens, seconds, finished=False):
-    policy.plan([RowView(row_id, num_tokens, 500, 0.0)])
-    forwards = (Forward("target", 1, 1, num_tokens, seconds),)
-    policy.observe(StepObservation((RowObservation(row_id, PLAIN, (), 1, finished),), forwards, seconds + 0.001))
+def quiet_step(policy, num_tokens, finished=False):
+    policy.plan([RowView(0, num_tokens, 500, 0.0)])
+    forwards = (Forward("target", 1, 1, num_tokens, 0.05),)
+    policy.observe(StepObservation((RowObservation(0, PLAIN, (), 1, finished),), forwards, 0.051))
 
 
 def test_quiet_steps_are_learnt_from_together_but_before_anyone_looks():
@@ -411,18 +411,18 @@ def test_quiet_steps_are_learnt_from_together_but_before_anyone_looks():
     policy._learn_latency = lambda seen: lessons.extend(seen) or learn(seen)
     counts = []
     for step in range(9):
-        quiet_step(policy, 0, 64 + step, 0.05)
+        quiet_step(policy, 64 + step)
         counts.append(len(lessons))
     assert counts[-1] > TOGETHER
     assert max(b - a for a, b in itertools.pairwise(counts)) == TOGETHER
     policy.explain()
     for look in (policy.explain, lambda: policy.reasons(0), lambda: policy.latency, lambda: policy.similarity):
         before = len(lessons)
-        quiet_step(policy, 0, 80, 0.05)
+        quiet_step(policy, 80)
         assert len(lessons) == before
         look()
         assert len(lessons) == before + 1
-    quiet_step(policy, 0, 90, 0.05, finished=True)
+    quiet_step(policy, 90, finished=True)
     assert len(lessons) == before + 2
 
 

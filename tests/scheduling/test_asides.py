@@ -17,9 +17,9 @@ from specrouter_llm.scheduling.sweep import calibration, requests
 DRAFTS = Plan.chain(["a", "target"], [4])
 
 
-def pool_of(hit=0.6, stay=0.9, quality=0.8, first=1e-5):
+def pool_of(hit=0.6, stay=0.9, quality=0.8):
     models = {"a": SimulatedModel(0.0002, 0.00002, 0.9), "target": SimulatedModel(0.012, 0.0008)}
-    return SimulatedPool(models, {"ngram": SimulatedLookup(hit, stay, quality, first)}, overhead=0.0005)
+    return SimulatedPool(models, {"ngram": SimulatedLookup(hit, stay, quality)}, overhead=0.0005)
 
 
 def policy_of(pool):

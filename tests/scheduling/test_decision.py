@@ -20,8 +20,8 @@ def draft(seconds, **kind):
     return Forward("draft", 1, 1, 50, seconds, **kind)
 
 
-def target(seconds, tokens=3, **kind):
-    return Forward("target", 1, tokens, 60, seconds, **kind)
+def target(seconds):
+    return Forward("target", 1, 3, 60, seconds)
 
 
 def test_forwards_of_one_kind_come_together_in_order():

@@ -196,11 +196,11 @@ def test_a_random_number_of_tokens_costs_its_expectation(rows):
     assert float(found.expected_seconds(np.zeros_like(reach))) == pytest.approx(staircase(rows)[rows])
 
 
-def with_lookup(found, hit, stay, alpha, seconds=1e-4, inside=0.3):
+def with_lookup(found, hit, stay, alpha, inside=0.3):
     """The same with a model-free level below the models, at these rates; drafters accept it at the rate `inside`."""
     size = len(found.lower)
-    curves = np.concatenate([np.full((1, 2, MAX_WINDOW + 2), seconds), found.costs.curves])
-    drafting = np.concatenate([np.full((1, 2), seconds), found.costs.drafting])
+    curves = np.concatenate([np.full((1, 2, MAX_WINDOW + 2), 1e-4), found.costs.curves])
+    drafting = np.concatenate([np.full((1, 2), 1e-4), found.costs.drafting])
     seen, rows = found.acceptance, found.num_rows
     pairs = np.concatenate([np.full((1, size + 1), inside), seen.pairs])
     target = np.concatenate([np.full((rows, 1), alpha), seen.target], axis=1)

@@ -12,8 +12,9 @@ from specrouter_llm.testing import ContextRunner
 FREE, CACHED, ACTIVE = SlotStatus.FREE, SlotStatus.CACHED, SlotStatus.ACTIVE
 
 
-def manager(num_slots=3, models=("draft", "target"), **options):
-    runners = {name: ContextRunner(name, lambda _: torch.zeros(99), 99, num_slots=num_slots) for name in models}
+def manager(num_slots=3, **options):
+    names = ("draft", "target")
+    runners = {name: ContextRunner(name, lambda _: torch.zeros(99), 99, num_slots=num_slots) for name in names}
     return StateManager(runners, num_slots, **options), runners
 
 
