@@ -55,7 +55,7 @@ class _Layer:
 
 
 class CompiledRunner:
-    """Runs a model of `select.can_compile`; see `Runner` for the contract."""
+    """Runs a model of `select.make_runner`; see `Runner` for the contract."""
 
     def __init__(
         self, name: str, model: PreTrainedModel, *, num_slots: int, context_length: int, keep: bool = True
