@@ -43,7 +43,7 @@ barrier = types.ExternalFunction("GOMP_barrier", types.void())
 thread = types.ExternalFunction("omp_get_thread_num", types.int32())
 threads = types.ExternalFunction("omp_get_num_threads", types.int32())
 
-_tile, _tile_of_bfloat16 = make_tile(), make_tile(BFLOAT16)
+_tile, _tile_of_bfloat16, _still_tile = make_tile(), make_tile(BFLOAT16), make_tile(stream=False)
 _tile_of_float16 = make_tile(FLOAT16 if FLOAT16 in FORMATS else FLOAT32)
 _pair, _pair_of_bfloat16 = make_pair(FLOAT32), make_pair(BFLOAT16)
 _pair_of_float16 = make_pair(FLOAT16 if FLOAT16 in FORMATS else FLOAT32)
@@ -87,7 +87,7 @@ def read_numbers(address, first, size, stored, out):
 @PLAIN
 def set_tile(rows, x, x_stride, w, w_stride, inner, out, out_stride):
     """A tile over float32 numbers that are no weights: out = x w."""
-    _tile(rows, x, x_stride, w, w_stride, inner, out, out_stride, False)
+    _still_tile(rows, x, x_stride, w, w_stride, inner, out, out_stride, False)
 
 
 @PLAIN

@@ -38,6 +38,10 @@ PANEL: int = VECTORS * LANES
 """Outputs in a panel."""
 PAIRED = 2
 """Rows, at most, that are multiplied by two panels at a time."""
+AHEAD = 8192
+"""Bytes by which a tile asks for weights ahead of reading them. A processor foresees a stream within a page of 4096 bytes, and
+waits for memory at every new one: few rows wait for all of it anyway, many have the time to be ahead."""
+_LINE = 64
 FORMATS: tuple[int, ...] = (FLOAT32, BFLOAT16, FLOAT16) if "+f16c" in _features else (FLOAT32, BFLOAT16)
 """How matrices may be stored here."""
 
@@ -49,11 +53,12 @@ _INTS = ir.VectorType(_INT, LANES)
 _HALF = ir.HalfType()
 
 
-def make_tile(stored: int = FLOAT32) -> Callable[..., None]:
+def make_tile(stored: int = FLOAT32, *, stream: bool = True) -> Callable[..., None]:
     """The tile for jitted code: (rows, x, x_stride, w, w_stride, inner, out, out_stride, add), for 1 to ROWS rows.
 
     Pointers are addresses; strides count numbers, from row to row of x and out and from input to input of w, whose numbers are
-    stored so. Where `add` is true they are added to what stands in `out`.
+    stored so. Where `add` is true they are added to what stands in `out`. `stream` says that w goes on in memory as it is read,
+    and is worth asking for ahead.
     """
 
     @intrinsic
@@ -71,7 +76,8 @@ def make_tile(stored: int = FLOAT32) -> Callable[..., None]:
     ) -> tuple[Any, Callable[..., Any]]:
         def emit(builder: Any, number: int, x: Any, x_stride: Any, w: Any, *args: Any) -> None:
             w_stride, inner, out, out_stride, add = args
-            _emit(builder, number, stored, x, x_stride, [w], w_stride, inner, [(out, out_stride)], add)
+            ahead = stream and number > PAIRED
+            _emit(builder, number, stored, x, x_stride, [w], w_stride, inner, [(out, out_stride)], add, ahead)
 
         return types.void(*(types.intp,) * 8, types.boolean), _for_each_number(ROWS, emit)
 
@@ -140,8 +146,9 @@ def _emit(
     inner: Any,
     outs: list[tuple[Any, Any]],
     add: Any,
+    ahead: bool = False,
 ) -> None:
-    """Sums of `rows` rows over each of `panels`, to the places of `outs` and their strides."""
+    """Sums of `rows` rows over each of `panels`, to the places of `outs` and their strides; weights are asked for `ahead`."""
     fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32")
     inputs = [_at(b, x, b.mul(x_stride, _INDEX(row))) for row in range(rows)]
     before, loop, after = b.block, b.append_basic_block("inner"), b.append_basic_block("sums")
@@ -150,7 +157,11 @@ def _emit(
     step = b.phi(_INDEX)
     step.add_incoming(_INDEX(0), before)
     sums = [[b.phi(_VECTOR) for _ in range(VECTORS * len(panels))] for _ in range(rows)]
-    weights = [vector for w in panels for vector in _WEIGHTS[stored](b, w, b.mul(step, w_stride))]
+    offset = b.mul(step, w_stride)
+    if ahead:
+        for w in panels:
+            _ask(b, stored, w, offset)
+    weights = [vector for w in panels for vector in _WEIGHTS[stored](b, w, offset)]
     summed = []
     for line, start in zip(sums, inputs, strict=True):
         number = _spread(b, b.load(b.gep(start, [step])))
@@ -169,6 +180,17 @@ def _emit(
             place = _at(b, out, b.add(b.mul(stride, _INDEX(row)), _INDEX(LANES * v)))
             result = b.select(add, b.fadd(_load(b, place), value), value)
             b.store(result, b.bitcast(place, _VECTOR.as_pointer())).align = 4
+
+
+def _ask(b: Any, stored: int, w: Any, offset: Any) -> None:
+    """Prefetches the lines of what lies AHEAD of an input's weights: addressed as these are, which takes no register more."""
+    kind, size = (_FLOAT, 4) if stored == FLOAT32 else (ir.IntType(16), 2)
+    byte = ir.IntType(8).as_pointer()
+    kinds = [byte, *(_INT,) * 3]
+    prefetch = b.module.declare_intrinsic("llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), kinds))
+    for line in range(AHEAD, AHEAD + size * PANEL, _LINE):
+        place = _at(b, w, b.add(offset, _INDEX(line // size)), kind)
+        b.call(prefetch, [b.bitcast(place, byte), _INT(0), _INT(3), _INT(1)])  # to read, into all caches, data
 
 
 def _floats(b: Any, w: Any, offset: Any) -> list[Any]:
