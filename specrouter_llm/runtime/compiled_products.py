@@ -39,11 +39,13 @@ PLAIN = njit(error_model="numpy")
 """A division by zero is an infinity: a check for it in every loop would keep the compiler from using vectors."""
 FUSED = njit(error_model="numpy", fastmath={"contract"})
 REORDERED = njit(error_model="numpy", fastmath=_SUMS)
+AHEAD = 8192
+"""Bytes by which a tile asks for weights ahead of reading them, be it the next panel's."""
 barrier = types.ExternalFunction("GOMP_barrier", types.void())
 thread = types.ExternalFunction("omp_get_thread_num", types.int32())
 threads = types.ExternalFunction("omp_get_num_threads", types.int32())
 
-_tile, _tile_of_bfloat16, _still_tile = make_tile(), make_tile(BFLOAT16), make_tile(stream=False)
+_tile, _tile_of_bfloat16 = make_tile(), make_tile(BFLOAT16)
 _tile_of_float16 = make_tile(FLOAT16 if FLOAT16 in FORMATS else FLOAT32)
 _pair, _pair_of_bfloat16 = make_pair(FLOAT32), make_pair(BFLOAT16)
 _pair_of_float16 = make_pair(FLOAT16 if FLOAT16 in FORMATS else FLOAT32)
@@ -56,7 +58,7 @@ def width_of(outputs):
 
 
 @PLAIN
-def _share(number, team):
+def share(number, team):
     """The first and the one after the last of so many things that are this thread's."""
     return number * team[0] // team[1], number * (team[0] + 1) // team[1]
 
@@ -85,20 +87,20 @@ def read_numbers(address, first, size, stored, out):
 
 
 @PLAIN
-def set_tile(rows, x, x_stride, w, w_stride, inner, out, out_stride):
+def set_tile(rows, x, x_stride, w, w_stride, inner, out, out_stride, ahead):
     """A tile over float32 numbers that are no weights: out = x w."""
-    _still_tile(rows, x, x_stride, w, w_stride, inner, out, out_stride, False)
+    _tile(rows, x, x_stride, w, w_stride, inner, out, out_stride, False, ahead)
 
 
 @PLAIN
 def _multiply_some(rows, x, x_stride, w, stored, inner, out, out_stride, add):
     """Up to ROWS rows times one panel: out = (out +) x w."""
     if stored == FLOAT32:
-        _tile(rows, x, x_stride, w, PANEL, inner, out, out_stride, add)
+        _tile(rows, x, x_stride, w, PANEL, inner, out, out_stride, add, AHEAD // 4)
     elif stored == BFLOAT16:
-        _tile_of_bfloat16(rows, x, x_stride, w, PANEL, inner, out, out_stride, add)
+        _tile_of_bfloat16(rows, x, x_stride, w, PANEL, inner, out, out_stride, add, AHEAD // 2)
     else:
-        _tile_of_float16(rows, x, x_stride, w, PANEL, inner, out, out_stride, add)
+        _tile_of_float16(rows, x, x_stride, w, PANEL, inner, out, out_stride, add, AHEAD // 2)
 
 
 @PLAIN
@@ -130,7 +132,7 @@ def _add_bias(bias, first, rows, out, stride):
 @PLAIN
 def multiply(x, x_stride, rows, w, stored, inner, bias, out, stride, add, team) -> None:
     """This thread's panels of out [rows, stride] = (out +) x w + bias."""
-    first, last = _share(stride // PANEL, team)
+    first, last = share(stride // PANEL, team)
     size = _panel_bytes(stored, inner)
     paired = first + (last - first) // 2 * 2 if rows <= PAIRED else first
     for panel in range(first, paired, 2):
@@ -154,7 +156,7 @@ def open_gate(x, x_stride, rows, layer, stored, inner, out, stride, team) -> Non
     """This thread's panels of out = silu(gate) * up; `out` holds the gate until it is used."""
     up = np.empty(ROWS * PANEL, np.float32)
     beside = up.ctypes.data
-    first, last = _share(stride // PANEL, team)
+    first, last = share(stride // PANEL, team)
     for panel in range(first, last):
         skip = panel * _panel_bytes(stored, inner)
         for row in range(0, rows, ROWS):
@@ -171,9 +173,9 @@ def open_gate(x, x_stride, rows, layer, stored, inner, out, stride, team) -> Non
             if layer.up_bias != 0:
                 _add_bias(layer.up_bias + 4 * panel * PANEL, 0, number, beside, PANEL)
             for i in range(number):
-                gate = floats(place + 4 * i * stride, PANEL)
+                gate, factor = floats(place + 4 * i * stride, PANEL), floats(beside + 4 * i * PANEL, PANEL)
                 for j in range(PANEL):
-                    gate[j] = gate[j] / (np.float32(1.0) + exp(-gate[j])) * up[i * PANEL + j]
+                    gate[j] = gate[j] / (np.float32(1.0) + exp(-gate[j])) * factor[j]
 
 
 @FUSED

@@ -35,6 +35,7 @@ from specrouter_llm.runtime.compiled_products import (
     open_gate,
     read_numbers,
     set_tile,
+    share,
     thread,
     threads,
     width_of,
@@ -42,6 +43,9 @@ from specrouter_llm.runtime.compiled_products import (
 from specrouter_llm.runtime.tile import PANEL, ROWS
 
 logger = logging.getLogger(__name__)
+
+_AHEAD = 64
+"""Positions by which values are asked for ahead; keys are by a panel."""
 
 # ---------------------------------------------------------------- norms and rotation
 
@@ -68,11 +72,12 @@ def _norm_rows(x, out, stride, rows, size, weight, eps, team):
 def _rotate_head(x, size, cos, sin):
     half = size // 2
     first, second = floats(x, half), floats(x + 4 * half, half)
-    cosine, sine = floats(cos, size), floats(sin, size)
+    cosine, sine = floats(cos, half), floats(sin, half)
+    far_cosine, far_sine = floats(cos + 4 * half, half), floats(sin + 4 * half, half)
     for i in range(half):
         a, b = first[i], second[i]
         first[i] = a * cosine[i] + b * sine[i]
-        second[i] = b * cosine[half + i] + a * sine[half + i]
+        second[i] = b * far_cosine[i] + a * far_sine[i]
 
 
 @PLAIN
@@ -110,16 +115,16 @@ def _store(step, layer, states, slot, position):
     width = key_heads * size
     keys = floats(layer.keys + 4 * slot * step.capacity * width, step.capacity * width)
     values = floats(layer.values + 4 * (slot * step.capacity + position) * width, width)
-    fed = floats(states, 2 * width)
+    new_keys, new_values = floats(states, width), floats(states + 4 * width, width)
     panel, lane = position // PANEL * PANEL * width, position % PANEL
     finite = True
     for i in range(width):
-        number = fed[i]
+        number = new_keys[i]
         if not math.isfinite(number):
             finite, number = False, np.float32(0.0)
         keys[panel + i * PANEL + lane] = number
     for i in range(width):
-        number = fed[width + i]
+        number = new_values[i]
         values[i] = number if math.isfinite(number) else np.float32(0.0)
     return finite
 
@@ -129,17 +134,23 @@ def _store(step, layer, states, slot, position):
 
 @PLAIN
 def _attend(step, layer, team):
-    """Attention of all tokens: a few consecutive ones of a row and one key head at a time, dealt out to the threads."""
-    group = step.heads // step.key_heads
-    together = max(1, ROWS // group)
+    """Attention of all tokens: a few consecutive ones of a row and one key head at a time, dealt out to the threads.
+
+    All tokens of a head follow one another, so that its keys and values are still near for all but the first.
+    """
+    together = max(1, ROWS // (step.heads // step.key_heads))
     scratch = step.scratch + 4 * team[0] * step.scratch_size
     pieces = carray(integers_at(step.pieces), (step.num_pieces, 4))
+    items = 0
+    for piece in range(step.num_pieces):
+        items += step.key_heads * ((pieces[piece, 3] + together - 1) // together)
+    begin, end = share(items, team)
     item = 0
     for piece in range(step.num_pieces):
         slot, offset, start, number = pieces[piece]
-        for first in range(0, number, together):
-            for head in range(step.key_heads):
-                if item % team[1] == team[0]:
+        for head in range(step.key_heads):
+            for first in range(0, number, together):
+                if begin <= item < end:
                     some = min(together, number - first)
                     _attend_some(step, layer, head, slot, offset + first, start + first, some, scratch)
                 item += 1
@@ -169,7 +180,8 @@ def _attend_some(step, layer, head, slot, token, position, number, scratch):
         for row in range(0, rows, ROWS):
             some = min(ROWS, rows - row)
             place = scores + 4 * (row * extent + block)
-            set_tile(some, queries + 4 * row * size, size, keys + 4 * block * width, PANEL, size, place, extent)
+            panel = keys + 4 * block * width
+            set_tile(some, queries + 4 * row * size, size, panel, PANEL, size, place, extent, PANEL * width)
     for row in range(rows):
         own = position + row // group
         begin = max(0, own - layer.window + 1) if layer.window > 0 else 0
@@ -185,35 +197,38 @@ def _attend_some(step, layer, head, slot, token, position, number, scratch):
 
 @REORDERED
 def _weigh(scores, begin, end):
-    """Softmax of scores[begin:end] in place, 0 elsewhere."""
-    for i in range(begin):
-        scores[i] = np.float32(0.0)
-    for i in range(end, len(scores)):
-        scores[i] = np.float32(0.0)
-    top = _largest(scores, begin, end)
+    """Softmax of scores[begin:end] in place, 0 elsewhere.
+
+    Loops begin at 0: an index that may be negative counts from the end, and who asks for that uses no vectors.
+    """
+    scores[:begin] = np.float32(0.0)
+    scores[end:] = np.float32(0.0)
+    seen = scores[begin:end]
+    top = _largest(seen)
     total = np.float32(0.0)
-    for i in range(begin, end):
-        scores[i] = exp(scores[i] - top)
-    for i in range(begin, end):
-        total += scores[i]
+    for i in range(len(seen)):
+        seen[i] = exp(seen[i] - top)
+    for i in range(len(seen)):
+        total += seen[i]
     factor = np.float32(1.0) / total
-    for i in range(begin, end):
-        scores[i] *= factor
+    for i in range(len(seen)):
+        seen[i] *= factor
 
 
 @PLAIN
-def _largest(scores, begin, end):
+def _largest(scores):
     """The largest score, in as many lanes as a panel has: a comparison at a time would wait for the one before."""
     lanes = np.full(PANEL, np.float32(-np.inf), np.float32)
-    whole = (end - begin) // PANEL * PANEL + begin
-    for block in range(begin, whole, PANEL):
+    whole = len(scores) // PANEL
+    for block in range(whole):
+        some = scores[block * PANEL : block * PANEL + PANEL]
         for i in range(PANEL):
-            lanes[i] = scores[block + i] if scores[block + i] > lanes[i] else lanes[i]
+            lanes[i] = some[i] if some[i] > lanes[i] else lanes[i]
     top = np.float32(-np.inf)
     for i in range(PANEL):
         top = lanes[i] if lanes[i] > top else top
-    for i in range(whole, end):
-        top = scores[i] if scores[i] > top else top
+    for number in scores[whole * PANEL :]:
+        top = number if number > top else top
     return top
 
 
@@ -225,7 +240,8 @@ def _mix(weights, extent, rows, values, width, number, size, out):
         some = min(ROWS, rows - row)
         for part in range(0, whole, PANEL):
             place = out + 4 * (row * size + part)
-            set_tile(some, weights + 4 * row * extent, extent, values + 4 * part, width, number, place, size)
+            column = values + 4 * part
+            set_tile(some, weights + 4 * row * extent, extent, column, width, number, place, size, _AHEAD * width)
     if whole == size:
         return
     taken = floats(values, (number - 1) * width + size)
@@ -337,7 +353,7 @@ def _loop(step, team):
 @PLAIN
 def _best(scores):
     """The lowest id of the highest score; -1 if one is not a number, or the highest is not finite."""
-    top = _largest(scores, 0, len(scores))
+    top = _largest(scores)
     broken = not math.isfinite(top)
     for i in range(len(scores)):
         broken |= scores[i] != scores[i]

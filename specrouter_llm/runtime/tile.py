@@ -38,9 +38,6 @@ PANEL: int = VECTORS * LANES
 """Outputs in a panel."""
 PAIRED = 2
 """Rows, at most, that are multiplied by two panels at a time."""
-AHEAD = 8192
-"""Bytes by which a tile asks for weights ahead of reading them. A processor foresees a stream within a page of 4096 bytes, and
-waits for memory at every new one: few rows wait for all of it anyway, many have the time to be ahead."""
 _LINE = 64
 FORMATS: tuple[int, ...] = (FLOAT32, BFLOAT16, FLOAT16) if "+f16c" in _features else (FLOAT32, BFLOAT16)
 """How matrices may be stored here."""
@@ -53,12 +50,12 @@ _INTS = ir.VectorType(_INT, LANES)
 _HALF = ir.HalfType()
 
 
-def make_tile(stored: int = FLOAT32, *, stream: bool = True) -> Callable[..., None]:
-    """The tile for jitted code: (rows, x, x_stride, w, w_stride, inner, out, out_stride, add), for 1 to ROWS rows.
+def make_tile(stored: int = FLOAT32) -> Callable[..., None]:
+    """The tile for jitted code: (rows, x, x_stride, w, w_stride, inner, out, out_stride, add, ahead), for 1 to ROWS rows.
 
     Pointers are addresses; strides count numbers, from row to row of x and out and from input to input of w, whose numbers are
-    stored so. Where `add` is true they are added to what stands in `out`. `stream` says that w goes on in memory as it is read,
-    and is worth asking for ahead.
+    stored so. Where `add` is true they are added to what stands in `out`. What lies `ahead`, so many numbers behind what is
+    read of w, is asked for: a processor foresees a stream within a page of 4096 bytes, and waits for memory at every new one.
     """
 
     @intrinsic
@@ -73,13 +70,13 @@ def make_tile(stored: int = FLOAT32, *, stream: bool = True) -> Callable[..., No
         out: Any,
         out_stride: Any,
         add: Any,
+        ahead: Any,
     ) -> tuple[Any, Callable[..., Any]]:
         def emit(builder: Any, number: int, x: Any, x_stride: Any, w: Any, *args: Any) -> None:
-            w_stride, inner, out, out_stride, add = args
-            ahead = stream and number > PAIRED
+            w_stride, inner, out, out_stride, add, ahead = args
             _emit(builder, number, stored, x, x_stride, [w], w_stride, inner, [(out, out_stride)], add, ahead)
 
-        return types.void(*(types.intp,) * 8, types.boolean), _for_each_number(ROWS, emit)
+        return types.void(*(types.intp,) * 8, types.boolean, types.intp), _for_each_number(ROWS, emit)
 
     return tile  # type: ignore[no-any-return]  # numba is untyped
 
@@ -146,7 +143,7 @@ def _emit(
     inner: Any,
     outs: list[tuple[Any, Any]],
     add: Any,
-    ahead: bool = False,
+    ahead: Any = None,
 ) -> None:
     """Sums of `rows` rows over each of `panels`, to the places of `outs` and their strides; weights are asked for `ahead`."""
     fma = cgutils.get_or_insert_function(b.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32")
@@ -158,9 +155,9 @@ def _emit(
     step.add_incoming(_INDEX(0), before)
     sums = [[b.phi(_VECTOR) for _ in range(VECTORS * len(panels))] for _ in range(rows)]
     offset = b.mul(step, w_stride)
-    if ahead:
+    if ahead is not None:
         for w in panels:
-            _ask(b, stored, w, offset)
+            _ask(b, stored, w, b.add(offset, ahead))
     weights = [vector for w in panels for vector in _WEIGHTS[stored](b, w, offset)]
     summed = []
     for line, start in zip(sums, inputs, strict=True):
@@ -183,12 +180,12 @@ def _emit(
 
 
 def _ask(b: Any, stored: int, w: Any, offset: Any) -> None:
-    """Prefetches the lines of what lies AHEAD of an input's weights: addressed as these are, which takes no register more."""
+    """Prefetches the lines of one input's weights: addressed as they are, which takes no register more."""
     kind, size = (_FLOAT, 4) if stored == FLOAT32 else (ir.IntType(16), 2)
     byte = ir.IntType(8).as_pointer()
     kinds = [byte, *(_INT,) * 3]
     prefetch = b.module.declare_intrinsic("llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), kinds))
-    for line in range(AHEAD, AHEAD + size * PANEL, _LINE):
+    for line in range(0, size * PANEL, _LINE):
         place = _at(b, w, b.add(offset, _INDEX(line // size)), kind)
         b.call(prefetch, [b.bitcast(place, byte), _INT(0), _INT(3), _INT(1)])  # to read, into all caches, data
 
