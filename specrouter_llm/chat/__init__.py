@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from specrouter_llm.chat.engines import EngineKey, close_shared, shared_engine
 from specrouter_llm.chat.handle import ChatHandle
+from specrouter_llm.chat.hints import counterpart, counterparts
 from specrouter_llm.chat.report import metadata, usage
 from specrouter_llm.chat.request import ChatRequest
 from specrouter_llm.chat.submission import count_tokens, model_info, submit
@@ -21,6 +22,8 @@ __all__ = [
     "ToolCallDelta",
     "close_shared",
     "count_tokens",
+    "counterpart",
+    "counterparts",
     "logprobs",
     "metadata",
     "model_info",
