@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SkipValidation, 
 from langchain_specrouter._version import __version__
 from langchain_specrouter.errors import SpecRouterInvalidRequestError, core_errors
 from specrouter_llm import SamplingParams, StepInfo
-from specrouter_llm.chat import close_shared, model_info, shared_engine
+from specrouter_llm.chat import close_shared, counterparts, model_info, shared_engine
 
 if TYPE_CHECKING:
     from specrouter_llm import SpecRouter
@@ -107,7 +107,10 @@ class SpecRouterSettings(BaseModel):
     @classmethod
     def _warn_of_unknown(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and (unknown := [str(name) for name in values if name not in cls.model_fields]):
-            warnings.warn(f"{cls.__name__} has no field {', '.join(sorted(unknown))}: ignored", stacklevel=2)
+            unknown.sort()
+            warnings.warn(
+                f"{cls.__name__} has no field {', '.join(unknown)}: ignored{counterparts(unknown)}", stacklevel=2
+            )
         return values
 
     @model_validator(mode="after")
@@ -185,7 +188,8 @@ class SpecRouterSettings(BaseModel):
         known = _SAMPLING | _PER_CALL | other | _IGNORED | {"model", "drafts"}
         if unknown := sorted(kwargs.keys() - known):
             raise SpecRouterInvalidRequestError(
-                f"unknown parameter {', '.join(map(repr, unknown))}; known: {', '.join(sorted(known - _IGNORED))}"
+                f"unknown parameter {', '.join(map(repr, unknown))}{counterparts(unknown)}; "
+                f"known: {', '.join(sorted(known - _IGNORED))}"
             )
         given = {name: value for name, value in kwargs.items() if value is not None}
         model = given.get("model", self.model)

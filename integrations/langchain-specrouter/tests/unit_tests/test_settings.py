@@ -70,6 +70,19 @@ def test_an_unknown_field_is_ignored_with_a_warning(cls):
 
 
 @BOTH
+def test_names_of_other_libraries_are_answered_with_their_counterparts(cls):
+    with pytest.warns(
+        UserWarning, match=r"ignored \(device_map: use engine_kwargs=.*; max_new_tokens: use max_tokens\)"
+    ):
+        model = cls(model="demo", max_new_tokens=3, device_map="auto", max_token=3)
+    with pytest.raises(
+        SpecRouterInvalidRequestError,
+        match=r"'max_token' \(max_new_tokens: use max_tokens; max_time: use timeout\); known",
+    ):
+        model.invoke("hi", max_new_tokens=3, max_time=1, max_token=3)
+
+
+@BOTH
 def test_a_cache_key_holds_all_that_an_answer_depends_on(cls):
     """And nothing that does not decide: two models that answer alike share their cached answers.
 
