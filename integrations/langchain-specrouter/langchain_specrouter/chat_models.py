@@ -250,7 +250,12 @@ class ChatSpecRouter(ConcurrentRuns, SpecRouterSettings, BaseChatModel):
         )
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[AnyTool] | None = None) -> int:
-        """Length of the prompt that the messages become, tools and template included. Loads the model if need be."""
+        """Length of the prompt that the messages become, tools and template included; 0 for no messages.
+
+        Loads the model if need be.
+        """
+        if not messages:
+            return 0
         request = self._request(messages, self._call(None, {"tools": tools}, _CHAT_ARGUMENTS))
         with core_errors():
             return chat.count_tokens(self._engine_of(self.model, self.drafts), request)

@@ -13,7 +13,7 @@ import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler, UsageMetadataCallbackHandler
 from langchain_core.exceptions import ContextOverflowError, ModelTimeoutError
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage, trim_messages
 from langchain_core.runnables import RunnableLambda
 
 from langchain_specrouter import (
@@ -377,6 +377,15 @@ def test_counting_tokens(demo):
     assert with_tools == demo.bind_tools([add]).invoke(messages).usage_metadata["input_tokens"] > counted
     assert demo.engine.tokenizer.decode(demo.get_token_ids(QUESTION)) == QUESTION
     assert demo.get_num_tokens("") == 0
+
+
+@pytest.mark.parametrize("strategy", ["first", "last"])
+def test_a_history_is_trimmed_to_nothing_where_nothing_fits(demo, strategy):
+    """LangChain asks for the length of no messages, which is no prompt."""
+    history = [HumanMessage("A question? " * 12), AIMessage("An answer. " * 12)]
+    rest = trim_messages(history, max_tokens=2, strategy=strategy, token_counter=demo, allow_partial=True)
+    assert rest == []
+    assert demo.get_num_tokens_from_messages([], tools=[]) == 0
 
 
 # ---------------------------------------------------------------- bad input
