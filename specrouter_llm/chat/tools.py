@@ -12,6 +12,7 @@ from specrouter_llm.errors import InvalidParameterError
 _SUBSCHEMAS = ("items", "additionalProperties", "not", "contains")
 _LISTS_OF_SCHEMAS = ("prefixItems", "anyOf", "oneOf", "allOf")
 _NAMED_SCHEMAS = ("properties", "$defs", "definitions", "patternProperties")
+_ELSEWHERE = ("$ref", "allOf", "anyOf", "oneOf")
 _OPEN = ("additionalProperties", "unevaluatedProperties", "patternProperties")
 
 
@@ -54,7 +55,9 @@ def _tool(definition: Any, where: str) -> Tool:
     parameters = function.get("parameters")
     if parameters is not None and not isinstance(parameters, Mapping):
         raise InvalidParameterError(f"the parameters of tool {name!r} must be a JSON schema, got {parameters!r}")
-    schema = {"type": "object", "properties": {}, **(parameters or {})}
+    schema = {"type": "object", **(parameters or {})}
+    if not any(key in schema for key in _ELSEWHERE):  # "no properties" would contradict those that are listed there
+        schema.setdefault("properties", {})
     if schema["type"] != "object":
         raise InvalidParameterError(f"the parameters of tool {name!r} must be of type object, got {schema['type']!r}")
     return Tool(name, schema)

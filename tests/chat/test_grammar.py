@@ -136,6 +136,32 @@ def test_what_is_no_valid_call_is_illegal(machine, kit, text):
     assert not machine.accepts(rules_of(machine, LLAMA, kit.TOOLS), "calls", text)
 
 
+CITY = {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"]}
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"$ref": "#/$defs/City", "$defs": {"City": CITY}},
+        {"anyOf": [CITY, {**CITY, "required": []}]},
+        {"type": "object", "oneOf": [CITY, {"type": "object", "properties": {"n": {"const": 1}}, "required": ["n"]}]},
+        {"allOf": [CITY]},
+        {"additionalProperties": {"enum": ["Oslo"]}, "required": ["city"]},
+    ],
+    ids=lambda parameters: next(iter(parameters.keys() - {"type", "required", "$defs"})),
+)
+def test_arguments_that_others_describe(machine, kit, parameters):
+    """The root of a tool's schema need not list its properties to be an object that has some."""
+    rules = rules_of(machine, HERMES, [{"type": "function", "function": {"name": "f", "parameters": parameters}}])
+
+    def call(arguments):
+        return f'<tool_call>\n{{"name": "f", "arguments": {arguments}}}\n</tool_call>'
+
+    assert machine.accepts(rules, "calls", call('{"city": "Oslo"}'))
+    assert not machine.accepts(rules, "calls", call('{"city": "Rome"}'))
+    assert not machine.accepts(rules, "calls", call('["Oslo"]'))
+
+
 @pytest.mark.parametrize(
     ("form", "text"),
     [
