@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Self
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.output_parsers import BaseOutputParser
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import Field, model_validator
 
+from langchain_specrouter.answer_tool import AnswerTool
 from langchain_specrouter.answers import FIRST_CALL_BLOCK, delta_chunks, generation, last_chunks
 from langchain_specrouter.batching import ConcurrentRuns
 from langchain_specrouter.errors import SpecRouterInvalidRequestError, check_whole, core_errors
@@ -24,11 +26,11 @@ from langchain_specrouter.structured import (
     METHODS,
     Method,
     Schema,
+    as_function,
     json_schema,
     response_format,
     text_parser,
     to_response_format,
-    tool_parser,
     with_raw,
 )
 from langchain_specrouter.tools import AnyTool, ToolChoice, to_tool_choice, to_tools
@@ -316,12 +318,13 @@ class ChatSpecRouter(ConcurrentRuns, SpecRouterSettings, BaseChatModel):
         if schema is None and method != "json_mode":
             raise SpecRouterInvalidRequestError(f"method {method!r} needs a schema")
         if schema is not None:
-            kwargs["ls_structured_output_format"] = {"kwargs": {"method": method}, "schema": schema}
+            traced = as_function(json_schema(schema)) if isinstance(schema, dict) else schema
+            kwargs["ls_structured_output_format"] = {"kwargs": {"method": method}, "schema": traced}
         if method == "function_calling" and schema is not None:
-            tool = to_tools([{"title": "answer", **json_schema(schema)}], strict=strict)
-            name = tool[0]["function"]["name"]
-            model = self.bind_tools(tool, tool_choice=name, parallel_tool_calls=False, **kwargs)
-            parser = tool_parser(schema, name)
+            tool = AnswerTool.of(schema)
+            kwargs["parallel_tool_calls"] = False
+            model = self.bind_tools([tool.definition], tool_choice=tool.name, strict=strict, **kwargs)
+            parser: BaseOutputParser[Any] = tool.parser
         else:
             model = self.bind(response_format=response_format(schema), **kwargs)
             parser = text_parser(schema)

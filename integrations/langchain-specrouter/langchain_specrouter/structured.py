@@ -8,8 +8,6 @@ from typing import Any, Literal, TypeAlias
 
 from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import BaseOutputParser, JsonOutputParser, PydanticOutputParser
-from langchain_core.output_parsers.base import BaseGenerationOutputParser
-from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
@@ -20,7 +18,8 @@ from specrouter_llm import StructuredOutput
 Method: TypeAlias = Literal["json_schema", "function_calling", "json_mode"]
 METHODS = ("json_schema", "function_calling", "json_mode")
 Schema: TypeAlias = "dict[str, Any] | type"
-Parser: TypeAlias = "BaseOutputParser[Any] | BaseGenerationOutputParser[Any]"
+_ABOUT = frozenset({"$comment", "$defs", "$id", "$ref", "$schema", "definitions", "description", "title"})
+"""Keywords beside a reference that do not narrow it."""
 
 
 def is_pydantic(schema: Schema | None) -> bool:
@@ -49,12 +48,14 @@ def to_response_format(given: Any) -> Any:
 def json_schema(schema: Schema) -> dict[str, Any]:
     """The plain JSON schema of a pydantic class, a TypedDict, a JSON schema or one of OpenAI's wrappers around it.
 
+    One that only refers to a definition, as pydantic has it for recursive classes, is that definition.
+
     Raises SpecRouterInvalidRequestError for anything else.
     """
     if isinstance(schema, type) and is_basemodel_subclass(schema):
         return _of_class(schema)
     if isinstance(schema, Mapping):
-        return _unwrapped(schema)
+        return _resolved(_unwrapped(schema))
     try:
         return convert_to_json_schema(schema)
     except (TypeError, ValueError) as error:
@@ -63,20 +64,20 @@ def json_schema(schema: Schema) -> dict[str, Any]:
         ) from error
 
 
-def text_parser(schema: Schema | None) -> Parser:
+def as_function(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON schema as the description of a function: LangChain loses what does not begin with properties."""
+    about = {"name": schema.get("title") or "answer", "description": schema.get("description")}
+    parameters = {key: value for key, value in schema.items() if key not in ("title", "description")}
+    return {**{key: text for key, text in about.items() if text}, "parameters": parameters}
+
+
+def text_parser(schema: Schema | None) -> BaseOutputParser[Any]:
     """Parses an answer whose text is JSON."""
     # What is_pydantic says of the schema, mypy does not know.
     return PydanticOutputParser(pydantic_object=schema) if is_pydantic(schema) else JsonOutputParser()  # type: ignore[arg-type]
 
 
-def tool_parser(schema: Schema, name: str) -> Parser:
-    """Parses an answer that is one call of the tool made from the schema."""
-    if is_pydantic(schema):
-        return PydanticToolsParser(tools=[schema], first_tool_only=True)  # type: ignore[list-item]  # checked by is_pydantic
-    return JsonOutputKeyToolsParser(key_name=name, first_tool_only=True)
-
-
-def with_raw(model: Runnable[Any, AIMessage], parser: Parser) -> Runnable[Any, dict[str, Any]]:
+def with_raw(model: Runnable[Any, AIMessage], parser: BaseOutputParser[Any]) -> Runnable[Any, dict[str, Any]]:
     """{"raw": message, "parsed": value or None, "parsing_error": error or None}; parsing does not raise."""
     parse = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
     failed = RunnablePassthrough.assign(parsed=lambda _: None)
@@ -84,12 +85,18 @@ def with_raw(model: Runnable[Any, AIMessage], parser: Parser) -> Runnable[Any, d
 
 
 def _of_class(schema: Any) -> dict[str, Any]:
-    """The schema of a pydantic class; that of a recursive one begins with a reference, which is resolved."""
-    made = dict(schema.model_json_schema() if hasattr(schema, "model_json_schema") else schema.schema())
-    if "$ref" in made:
-        _, definitions, name = made.pop("$ref").split("/")
-        made = {**made[definitions][name], **made}
-    return {"title": schema.__name__, **made}
+    made = schema.model_json_schema() if hasattr(schema, "model_json_schema") else schema.schema()
+    return {"title": schema.__name__, **_resolved(made)}
+
+
+def _resolved(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema, a reference at its root resolved if nothing beside it says more."""
+    definitions, _, name = str(schema.get("$ref", "")).removeprefix("#/").partition("/")
+    named = schema.get(definitions)
+    found = named.get(name) if isinstance(named, Mapping) else None
+    if not isinstance(found, Mapping) or not schema.keys() <= _ABOUT:
+        return dict(schema)
+    return {**found, **{key: value for key, value in schema.items() if key != "$ref"}}
 
 
 def _unwrapped(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_specrouter.errors import SpecRouterInvalidRequestError
-from langchain_specrouter.structured import is_pydantic, json_schema
+from langchain_specrouter.structured import as_function, is_pydantic, json_schema
 
 AnyTool: TypeAlias = "Mapping[str, Any] | type | Callable[..., Any] | BaseTool"
 ToolChoice: TypeAlias = "str | bool | Mapping[str, Any] | None"
+_NOT_IN_A_SCHEMA = frozenset({"function", "name", "toolSpec"})
+"""Keys of other descriptions of a tool."""
 
 
 def to_tools(tools: Sequence[AnyTool], *, strict: bool | None = None) -> list[dict[str, Any]]:
@@ -48,6 +50,8 @@ def _to_tool(tool: AnyTool, strict: bool | None) -> dict[str, Any]:
         tool = {key: value for key, value in tool.items() if not flat or key != "type"}
     elif isinstance(tool, type) and is_pydantic(tool):
         tool = json_schema(tool)  # LangChain would inline references, and lose what refers to itself
+    if isinstance(tool, Mapping) and "title" in tool and not tool.keys() & _NOT_IN_A_SCHEMA:
+        tool = as_function(tool)
     try:
         converted = convert_to_openai_tool(tool, strict=strict)
     except (AttributeError, TypeError, ValueError) as error:

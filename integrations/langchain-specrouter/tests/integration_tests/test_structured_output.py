@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TypedDict
+from typing import Annotated, Literal, TypedDict
 
 import jsonschema
 import pytest
 from langchain_core.exceptions import ModelInvalidRequestError, OutputParserException
 from langchain_core.prompts import ChatPromptTemplate
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, RootModel, ValidationError, field_validator
 from pydantic.v1 import BaseModel as BaseModelV1
 
 from langchain_specrouter import ChatSpecRouter, SpecRouterInvalidRequestError, SpecRouterUnsupportedSchemaError
@@ -91,6 +91,63 @@ LinkV1.update_forward_refs()
 def test_a_recursive_schema(demo_engine, schema, method):
     model = ChatSpecRouter(engine=demo_engine, max_tokens=80, temperature=1.0, seed=2)
     assert isinstance(model.with_structured_output(schema, method=method).invoke("Make one."), schema)
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"]
+    lives: int = Field(ge=0, le=9)
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+    tricks: list[Literal["sit", "roll"]] = Field(min_length=1, max_length=2)
+
+
+class Pet(RootModel[Cat | Dog]):
+    """One of two."""
+
+
+class Digits(RootModel[list[Annotated[int, Field(ge=0, le=9)]]]):
+    """No object at all."""
+
+
+class PairV1(BaseModelV1):
+    """No object at all."""
+
+    __root__: tuple[int, int]
+
+
+DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
+ROOTS = {
+    "class of alternatives": Pet,
+    "class of a list": Digits,
+    "class of v1": PairV1,
+    "reference": Tree.model_json_schema(),
+    "reference with siblings": {**Tree.model_json_schema(), "required": ["value"], "title": "Tree"},
+    "alternatives": Pet.model_json_schema(),
+    "merged": {"allOf": [{"type": "object", "properties": {"a": DIGIT}, "required": ["a"]}]},
+    "free names": {"type": "object", "additionalProperties": DIGIT, "minProperties": 1, "maxProperties": 3},
+    "array": {"type": "array", "items": DIGIT, "minItems": 2, "maxItems": 3},
+    "number": DIGIT,
+    "of itself": {"type": "array", "minItems": 1, "maxItems": 1, "items": {"anyOf": [DIGIT, {"$ref": "#"}]}},
+    "object or null": {"type": ["object", "null"], "properties": {"a": DIGIT}, "required": ["a"]},
+}
+
+
+@pytest.mark.parametrize("root", ROOTS)
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.5, "seed": 3}], ids=["greedy", "sampled"])
+def test_a_call_follows_a_schema_with_any_root(demo_engine, root, params):
+    """The arguments of a call are an object; what is none is one argument, and is given without it."""
+    schema = ROOTS[root]
+    model = ChatSpecRouter(engine=demo_engine, max_tokens=80, **params)
+    chain = model.with_structured_output(schema, method="function_calling")
+    answer = chain.invoke("Make one.")
+    if isinstance(schema, type):
+        assert isinstance(answer, schema)
+    else:
+        jsonschema.validate(answer, schema)
+    pieces = list(chain.stream("Make one."))
+    assert (pieces[-1] if pieces else None) == answer  # a null is no piece
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TypedDict
 import pytest
 from langchain_core.runnables import RunnableBinding
 from langchain_core.tools import tool
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 from pydantic.v1 import BaseModel as BaseModelV1
 
 from langchain_specrouter import ChatSpecRouter, SpecRouterInvalidRequestError
@@ -63,6 +63,18 @@ def test_every_form_of_a_tool(form):
     assert converted["function"]["description"] == "Add two numbers."
     assert set(converted["function"]["parameters"]["properties"]) == {"a", "b"}
     assert to_tools([converted]) == [converted]
+
+
+class Numbers(RootModel[dict[str, int]]):
+    """Numbers by name."""
+
+
+@pytest.mark.parametrize("form", [Numbers, Numbers.model_json_schema()])
+def test_a_schema_that_does_not_begin_with_properties_is_kept(form):
+    """LangChain makes of it a tool without parameters."""
+    (converted,) = to_tools([form])
+    assert converted["function"]["description"] == "Numbers by name."
+    assert converted["function"]["parameters"]["additionalProperties"] == {"type": "integer"}
 
 
 def test_a_tool_that_runs_at_a_provider_is_refused():
