@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,8 @@ class AnswerTool:
 
     @property
     def name(self) -> str:
-        return str(self.plain.get("title") or "answer")
+        """The schema's title as far as a name may have its letters: "Box_int" of `Box[int]`."""
+        return re.sub(r"[^\w-]+", "_", str(self.plain.get("title", ""))).strip("_") or "answer"
 
     @property
     def definition(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Generic, Literal, TypedDict, TypeVar
 
 import jsonschema
 import pytest
@@ -115,6 +115,35 @@ class PairV1(BaseModelV1):
     """No object at all."""
 
     __root__: tuple[int, int]
+
+
+T = TypeVar("T")
+
+
+class Box(BaseModel, Generic[T]):
+    """Its name is Box[int]."""
+
+    content: T
+
+
+class Titled(BaseModel):
+    """Its title is for people."""
+
+    model_config = {"title": "My nice <title>"}
+
+    content: int
+
+
+@pytest.mark.parametrize(
+    ("schema", "name"), [(Box[int], "Box_int"), (Titled, "My_nice_title"), ({"title": "{}"}, "answer")]
+)
+def test_a_title_that_is_no_name(demo_engine, schema, name):
+    """A tool's name has no brackets and no spaces."""
+    model = ChatSpecRouter(engine=demo_engine, max_tokens=40)
+    told = model.with_structured_output(schema, method="function_calling", include_raw=True).invoke("Make one.")
+    assert [call["name"] for call in told["raw"].tool_calls] == [name]
+    assert told["parsing_error"] is None
+    assert not isinstance(schema, type) or isinstance(told["parsed"], schema)
 
 
 DIGIT = {"type": "integer", "minimum": 0, "maximum": 9}
