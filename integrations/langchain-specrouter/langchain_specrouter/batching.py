@@ -1,7 +1,7 @@
 """Many inputs as one continuous batch: everything is in the engine's queue before the first answer is waited for.
 
-LangChain's own `batch` runs as many threads as a machine has cores (plus four), and its `generate` one call after
-the other: both would leave the engine's slots empty. The runs stay separate, each with its own callbacks.
+LangChain's own `batch` runs as many threads as a machine has cores (plus four), and its `generate` of chats one call after
+the other: both would leave the engine's slots empty. The runs stay separate, each with its own callbacks and its own error.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from langchain_core.callbacks import Callbacks
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import LLMResult, RunInfo
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import ContextThreadPoolExecutor, get_config_list
 
 MAX_THREADS = 64
@@ -25,22 +25,29 @@ MAX_TASKS = 512
 T = TypeVar("T")
 
 
-class ConcurrentRuns(BaseChatModel):
-    """A chat model whose batches are as wide as the engine, not as the machine."""
+class ConcurrentRuns(Runnable[Any, Any]):
+    """A model whose batches are as wide as the engine, not as the machine.
+
+    They are `Runnable`'s, one run for each input: those of `BaseLLM` fail all inputs for one.
+    """
 
     def batch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
-        return super().batch(inputs, _bounded(config, len(inputs), MAX_THREADS), **kwargs)
+        return Runnable.batch(self, inputs, _bounded(config, len(inputs), MAX_THREADS), **kwargs)
 
     def batch_as_completed(self, inputs: Sequence[Any], config: Any = None, **kwargs: Any) -> Iterator[tuple[int, Any]]:
-        return super().batch_as_completed(inputs, _bounded(config, len(inputs), MAX_THREADS), **kwargs)
+        return Runnable.batch_as_completed(self, inputs, _bounded(config, len(inputs), MAX_THREADS), **kwargs)
 
     async def abatch(self, inputs: list[Any], config: Any = None, **kwargs: Any) -> list[Any]:
-        return await super().abatch(inputs, _bounded(config, len(inputs), MAX_TASKS), **kwargs)
+        return await Runnable.abatch(self, inputs, _bounded(config, len(inputs), MAX_TASKS), **kwargs)
 
     def abatch_as_completed(
         self, inputs: Sequence[Any], config: Any = None, **kwargs: Any
     ) -> AsyncIterator[tuple[int, Any]]:
-        return super().abatch_as_completed(inputs, _bounded(config, len(inputs), MAX_TASKS), **kwargs)
+        return Runnable.abatch_as_completed(self, inputs, _bounded(config, len(inputs), MAX_TASKS), **kwargs)
+
+
+class ConcurrentChats(ConcurrentRuns, BaseChatModel):
+    """A chat model whose `generate` is as wide as its batches."""
 
     def generate(
         self,

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from langchain_specrouter.answer_tool import AnswerTool
 from langchain_specrouter.answers import FIRST_CALL_BLOCK, delta_chunks, generation, last_chunks
-from langchain_specrouter.batching import ConcurrentRuns
+from langchain_specrouter.batching import ConcurrentChats
 from langchain_specrouter.errors import SpecRouterInvalidRequestError, check_whole, core_errors
 from langchain_specrouter.messages import to_chat
 from langchain_specrouter.profile import assumed_profile, loaded_profile
@@ -47,7 +47,7 @@ _CHAT_ARGUMENTS = frozenset(
 )
 
 
-class ChatSpecRouter(ConcurrentRuns, SpecRouterSettings, BaseChatModel):
+class ChatSpecRouter(ConcurrentChats, SpecRouterSettings, BaseChatModel):
     """Chat models that run on this machine, with lossless multi-level speculative decoding.
 
     Setup:

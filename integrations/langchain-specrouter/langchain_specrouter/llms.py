@@ -15,6 +15,7 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from pydantic import model_validator
 
 from langchain_specrouter.answers import token_usage
+from langchain_specrouter.batching import ConcurrentRuns
 from langchain_specrouter.errors import SpecRouterInvalidRequestError, check_whole, core_errors
 from langchain_specrouter.settings import PROVIDER, Call, SpecRouterSettings
 from langchain_specrouter.statistics import Statistics
@@ -30,8 +31,8 @@ _NO_MATTER = frozenset({"tags", "metadata", "run_name", "run_id", "timeout", "on
 _GIVEN: ContextVar[Mapping[str, Any]] = ContextVar("arguments of the running call", default=MappingProxyType({}))
 
 
-class SpecRouterLLM(SpecRouterSettings, BaseLLM):
-    """Text completion with a local model; all prompts of a call are one continuous batch.
+class SpecRouterLLM(ConcurrentRuns, SpecRouterSettings, BaseLLM):
+    """Text completion with a local model; prompts that come together are one continuous batch.
 
     For instruction-tuned models use `ChatSpecRouter`, which writes the prompt as the model expects it.
 

@@ -7,9 +7,11 @@ import threading
 import time
 
 import pytest
+from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.exceptions import ContextOverflowError, ModelTimeoutError
 from langchain_core.outputs import LLMResult
+from langchain_core.runnables import RunnableLambda
 
 from langchain_specrouter import SpecRouterLLM, SpecRouterStatsHandler
 from specrouter_llm.errors import InvalidPromptError
@@ -40,13 +42,16 @@ async def test_all_ways_give_one_text(llm, params):
 
 class Handler(BaseCallbackHandler):
     def __init__(self):
-        self.tokens, self.results = [], []
+        self.tokens, self.results, self.errors = [], [], []
 
     def on_llm_new_token(self, token, *, chunk=None, **kwargs):
         self.tokens.append(token)
 
     def on_llm_end(self, response: LLMResult, **kwargs):
         self.results.append(response)
+
+    def on_llm_error(self, error, **kwargs):
+        self.errors.append(error)
 
 
 def test_what_handlers_see_of_a_stream_and_of_a_call(llm):
@@ -77,6 +82,56 @@ def test_several_answers_count_their_prompt_once(llm):
     assert [len(answers) for answers in result.generations] == [2, 2]
     prompts = [llm.get_num_tokens(prompt) for prompt in (PROMPT, "The end")]
     assert result.llm_output["token_usage"]["prompt_tokens"] == sum(prompts)
+
+
+BAD = "word " * 3000
+
+
+@pytest.mark.parametrize("config", [None, {"max_concurrency": 2}, {"max_concurrency": 1}], ids=str)
+@pytest.mark.parametrize("how", ["batch", "abatch", "batch_as_completed"])
+def test_a_bad_prompt_of_a_batch_spoils_no_other(llm, config, how):
+    """One outcome for each input, whatever its neighbours and however many run at once."""
+    prompts = [PROMPT, BAD, "The end"]
+    batches = {
+        "batch": lambda: llm.batch(prompts, config, return_exceptions=True),
+        "abatch": lambda: asyncio.run(llm.abatch(prompts, config, return_exceptions=True)),
+        "batch_as_completed": lambda: [
+            answer for _, answer in sorted(llm.batch_as_completed(prompts, config, return_exceptions=True))
+        ],
+    }
+    good, bad, fine = batches[how]()
+    assert (good, fine) == (llm.invoke(PROMPT), llm.invoke("The end"))
+    assert isinstance(bad, ContextOverflowError)
+
+
+async def test_the_first_error_of_a_batch_is_raised(llm):
+    prompts = [PROMPT, "", BAD]
+    with pytest.raises(InvalidPromptError):
+        llm.batch(prompts)
+    with pytest.raises(InvalidPromptError):
+        await llm.abatch(prompts)
+
+
+def test_retries_and_fallbacks_are_for_what_has_failed(llm):
+    prompts = [PROMPT, BAD]
+    with_fallback = llm.with_fallbacks([RunnableLambda(lambda prompt: "too long")])
+    assert with_fallback.batch(prompts) == [llm.invoke(PROMPT), "too long"]
+    tried = Handler()
+    retried = llm.with_retry(stop_after_attempt=2, wait_exponential_jitter=False)
+    assert retried.batch(prompts, {"callbacks": [tried]}, return_exceptions=True)[0] == llm.invoke(PROMPT)
+    assert len(tried.results) == 1
+    assert len(tried.errors) == 2
+
+
+def test_each_prompt_of_a_batch_has_its_own_run_and_its_place_in_the_cache(demo_engine):
+    llm, seen = SpecRouterLLM(engine=demo_engine, max_tokens=8, cache=InMemoryCache()), [Handler() for _ in range(3)]
+    configs = [{"callbacks": [handler]} for handler in seen]
+    good, _, fine = llm.batch([PROMPT, BAD, "The end"], configs, return_exceptions=True)
+    assert [[result.generations[0][0].text for result in handler.results] for handler in seen] == [[good], [], [fine]]
+    assert [len(handler.errors) for handler in seen] == [0, 1, 0]
+    done = demo_engine.stats
+    assert llm.batch([PROMPT, "The end"]) == [good, fine]
+    assert demo_engine.stats == done  # the cache has answered
 
 
 def test_all_prompts_are_in_the_engine_before_the_first_is_answered(tools):
