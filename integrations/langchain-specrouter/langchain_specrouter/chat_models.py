@@ -130,7 +130,7 @@ class ChatSpecRouter(ConcurrentChats, SpecRouterSettings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self._chat_call(stop, kwargs)
+        call = self._call(stop, kwargs, _CHAT_ARGUMENTS)
         stats = self._statistics(call)
         with core_errors():
             handle, tokenizer = self._submit(messages, call)
@@ -147,7 +147,7 @@ class ChatSpecRouter(ConcurrentChats, SpecRouterSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call = self._chat_call(stop, kwargs)
+        call = self._call(stop, kwargs, _CHAT_ARGUMENTS)
         stats = self._statistics(call)
         with core_errors():
             handle, tokenizer = await asyncio.to_thread(self._submit, messages, call)
@@ -164,7 +164,7 @@ class ChatSpecRouter(ConcurrentChats, SpecRouterSettings, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        call = self._chat_call(stop, kwargs, streaming=True)
+        call = self._stream_call(stop, kwargs, _CHAT_ARGUMENTS)
         stats = self._statistics(call)
         with core_errors():
             handle, tokenizer = self._submit(messages, call)
@@ -188,7 +188,7 @@ class ChatSpecRouter(ConcurrentChats, SpecRouterSettings, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        call = self._chat_call(stop, kwargs, streaming=True)
+        call = self._stream_call(stop, kwargs, _CHAT_ARGUMENTS)
         stats = self._statistics(call)
         with core_errors():
             handle, tokenizer = await asyncio.to_thread(self._submit, messages, call)
@@ -217,13 +217,6 @@ class ChatSpecRouter(ConcurrentChats, SpecRouterSettings, BaseChatModel):
         return last_chunks(result, *_reported(result, call, stats, tokenizer), self._first_call)
 
     # ---------------------------------------------------------------- one call
-
-    def _chat_call(self, stop: list[str] | None, kwargs: dict[str, Any], *, streaming: bool = False) -> Call:
-        """Raises SpecRouterInvalidRequestError."""
-        call = self._call(stop, kwargs, _CHAT_ARGUMENTS)
-        if streaming and call.params.n > 1:
-            raise SpecRouterInvalidRequestError("a stream has one answer: call generate() for n > 1")
-        return call
 
     def _statistics(self, call: Call) -> Statistics:
         return Statistics.of(call.other.get("stats", self.stats), self.stats_sinks, call.options)

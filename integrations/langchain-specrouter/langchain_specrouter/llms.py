@@ -83,6 +83,8 @@ class SpecRouterLLM(ConcurrentRuns, SpecRouterSettings, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
+        if self._streams(prompts, kwargs):
+            return _streamed(list(self._stream(prompts[0], stop, run_manager, **kwargs)))
         call = self._call(stop, kwargs)
         with core_errors():
             engine = self._engine_of(call.model, call.drafts)
@@ -96,6 +98,8 @@ class SpecRouterLLM(ConcurrentRuns, SpecRouterSettings, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> LLMResult:
+        if self._streams(prompts, kwargs):
+            return _streamed([chunk async for chunk in self._astream(prompts[0], stop, run_manager, **kwargs)])
         call = self._call(stop, kwargs)
         with core_errors():
             engine = await asyncio.to_thread(self._engine_of, call.model, call.drafts)
@@ -141,12 +145,15 @@ class SpecRouterLLM(ConcurrentRuns, SpecRouterSettings, BaseLLM):
                 completion = (await handle.aresult())[0]
         yield GenerationChunk(text="", generation_info=self._info(completion, call, engine.tokenizer))
 
-    def _stream_call(self, stop: Sequence[str] | None, kwargs: dict[str, Any]) -> Call:
-        """Raises SpecRouterInvalidRequestError."""
-        call = self._call(stop, kwargs)
-        if call.params.n > 1:
-            raise SpecRouterInvalidRequestError("a stream has one answer: call generate() for n > 1")
-        return call
+    def _streams(self, prompts: Sequence[str], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call hands its tokens to handlers.
+
+        Raises SpecRouterInvalidRequestError for several prompts: LangChain gives the handlers of the first alone.
+        """
+        streams = bool(kwargs.get("stream", self.streaming))
+        if streams and len(prompts) > 1:
+            raise SpecRouterInvalidRequestError("streaming=True streams one prompt: for several call batch()")
+        return streams and len(prompts) == 1
 
     def _result(
         self, completions: Sequence[Completion], num_prompts: int, call: Call, tokenizer: Tokenizer | None
@@ -169,6 +176,21 @@ class SpecRouterLLM(ConcurrentRuns, SpecRouterSettings, BaseLLM):
         counts = usage(completion)
         names = ("input_tokens", "output_tokens", "total_tokens")
         return {**told, "usage_metadata": {name: counts[name] for name in names}}
+
+
+def _streamed(chunks: Sequence[GenerationChunk]) -> LLMResult:
+    """The result of a whole stream, whose last chunk tells about it."""
+    info = chunks[-1].generation_info or {}
+    counts = info["usage_metadata"]
+    names = {"prompt_tokens": "input_tokens", "completion_tokens": "output_tokens", "total_tokens": "total_tokens"}
+    answer = Generation(text="".join(chunk.text for chunk in chunks), generation_info=info)
+    return LLMResult(
+        generations=[[answer]],
+        llm_output={
+            "token_usage": {name: counts[ours] for name, ours in names.items()},
+            "model_name": info["model_name"],
+        },
+    )
 
 
 @contextmanager

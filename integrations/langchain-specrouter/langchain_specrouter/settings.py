@@ -99,6 +99,8 @@ class SpecRouterSettings(BaseModel):
     api_key: Any = Field(default=None, exclude=True, repr=False)
     """Accepted for compatibility."""
     streaming: bool | None = None
+    """True hands the tokens of every call to `on_llm_new_token` of its handlers, as a stream's are; `stream=False` in a call
+    does not."""
 
     _engines: list[SpecRouter] = PrivateAttr(default_factory=list)
     """Those that calls of this model have used, one of the user's own aside."""
@@ -207,6 +209,17 @@ class SpecRouterSettings(BaseModel):
             },
             other={name: value for name, value in given.items() if name in other},
         )
+
+    def _stream_call(
+        self, stop: Sequence[str] | None, kwargs: Mapping[str, Any], other: frozenset[str] = frozenset()
+    ) -> Call:
+        """`_call` of a stream, which has one answer. Raises SpecRouterInvalidRequestError."""
+        call = self._call(stop, kwargs, other)
+        if call.params.n > 1:
+            raise SpecRouterInvalidRequestError(
+                "a stream has one answer, and streaming=True makes every call one: for n > 1 call generate() without it"
+            )
+        return call
 
     def _params(self, stop: Sequence[str] | None, given: Mapping[str, Any]) -> SamplingParams:
         values = {name: value for name in _SAMPLING if (value := getattr(self, name)) is not None}

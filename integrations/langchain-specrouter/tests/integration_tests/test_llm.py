@@ -13,7 +13,7 @@ from langchain_core.exceptions import ContextOverflowError, ModelTimeoutError
 from langchain_core.outputs import LLMResult
 from langchain_core.runnables import RunnableLambda
 
-from langchain_specrouter import SpecRouterLLM, SpecRouterStatsHandler
+from langchain_specrouter import SpecRouterInvalidRequestError, SpecRouterLLM, SpecRouterStatsHandler
 from specrouter_llm.errors import InvalidPromptError
 
 PROMPT = "Once upon a time"
@@ -75,6 +75,36 @@ def test_what_handlers_see_of_a_stream_and_of_a_call(llm):
         "total_tokens": usage["total_tokens"],
     }
     assert (stats.by_model["demo/target"].num_calls, stats.by_model["demo/target"].num_output_tokens) == (2, 32)
+
+
+@pytest.mark.parametrize("how", ["invoke", "ainvoke", "batch", "abatch", "generate"])
+async def test_with_streaming_every_call_hands_its_tokens_to_handlers(llm, how):
+    streaming, seen = SpecRouterLLM(engine=llm.engine, max_tokens=16, streaming=True), Handler()
+    config = {"callbacks": [seen]}
+    calls = {
+        "invoke": lambda: asyncio.to_thread(streaming.invoke, PROMPT, config),
+        "ainvoke": lambda: streaming.ainvoke(PROMPT, config),
+        "batch": lambda: asyncio.to_thread(streaming.batch, [PROMPT], config),
+        "abatch": lambda: streaming.abatch([PROMPT], config),
+        "generate": lambda: asyncio.to_thread(streaming.generate, [PROMPT], None, [seen]),
+    }
+    await calls[how]()
+    (result,), (plain,) = seen.results, llm.generate([PROMPT]).generations
+    assert "".join(seen.tokens) == result.generations[0][0].text == plain[0].text
+    assert len(seen.tokens) > 1
+    assert result.llm_output == llm.generate([PROMPT]).llm_output
+    assert result.generations[0][0].generation_info.keys() == plain[0].generation_info.keys()
+
+
+async def test_streaming_is_for_one_answer_to_one_prompt(llm):
+    streaming = SpecRouterLLM(engine=llm.engine, max_tokens=4, streaming=True)
+    with pytest.raises(SpecRouterInvalidRequestError, match=r"streaming=True .* call batch\(\)"):
+        streaming.generate([PROMPT, "The end"])
+    with pytest.raises(SpecRouterInvalidRequestError, match=r"streaming=True .* call batch\(\)"):
+        await streaming.agenerate([PROMPT, "The end"])
+    assert len(streaming.generate([PROMPT, "The end"], stream=False).generations) == 2
+    with pytest.raises(SpecRouterInvalidRequestError, match=r"streaming=True .* n > 1"):
+        streaming.generate([PROMPT], n=2, temperature=1.0)
 
 
 def test_several_answers_count_their_prompt_once(llm):

@@ -61,6 +61,8 @@ def test_impossible_arguments_are_refused_before_the_model_is_loaded(cls):
         model.invoke("hi", temperature=-2)
     with pytest.raises(SpecRouterInvalidRequestError, match=r"n > 1"):
         list(model.stream("hi", n=2, temperature=1.0))
+    with pytest.raises(SpecRouterInvalidRequestError, match=r"streaming=True .* n > 1"):
+        cls(model="no/such/model", streaming=True).invoke("hi", n=2, temperature=1.0)
 
 
 @BOTH
