@@ -134,6 +134,15 @@ def test_a_bad_prompt_of_a_batch_spoils_no_other(llm, config, how):
     assert isinstance(bad, ContextOverflowError)
 
 
+def test_a_late_answer_of_a_batch_costs_no_other(tools):
+    script = {"say yes": "yes", "count": " ".join(map(str, range(400)))}
+    with tools.scripted_engine(lambda prompt: script[prompt], seconds=0.01) as engine:
+        llm = SpecRouterLLM(engine=engine, max_tokens=400, timeout=1)
+        answers = llm.batch(["say yes<|assistant|>", "count<|assistant|>"], return_exceptions=True)
+    assert answers[0] == "yes"
+    assert isinstance(answers[1], ModelTimeoutError)
+
+
 async def test_the_first_error_of_a_batch_is_raised(llm):
     prompts = [PROMPT, "", BAD]
     with pytest.raises(InvalidPromptError):
