@@ -18,6 +18,7 @@ from specrouter_llm.drafting.proposer import Proposer
 from specrouter_llm.engine.calibration import in_order, pool_runners
 from specrouter_llm.engine.handle import Handle
 from specrouter_llm.engine.intake import Intake, RequestOptions, with_changes
+from specrouter_llm.engine.options import engine_config
 from specrouter_llm.engine.policies import PolicyName, check_policy, known_calibration, policy_of, proposers_of
 from specrouter_llm.engine.request import Request, Sample
 from specrouter_llm.engine.worker import EngineStats, Worker
@@ -154,7 +155,7 @@ class SpecRouter:
             InvalidParameterError: an unknown or impossible option.
             ModelLoadError: a model cannot be loaded; the subclass and the message say why.
         """
-        settings = _engine_config(config)
+        settings = engine_config(config)
         check_policy(policy, settings)
         names = [default_name(spec_of(source)) for source in (target, *(drafts or ()))]
         _check_names(names, [proposer.name for proposer in proposers_of(proposers)])
@@ -411,11 +412,3 @@ def _check_names(models: Iterable[str], proposers: Iterable[str]) -> None:
             f"a model and a model-free proposer are both called {min(taken)!r}: give the model another name, as "
             "ModelSpec(source, name=...)"
         )
-
-
-def _engine_config(options: Mapping[str, Any]) -> EngineConfig:
-    unknown = sorted(set(options) - set(EngineConfig.__dataclass_fields__))
-    if unknown:
-        known = ", ".join(sorted(EngineConfig.__dataclass_fields__))
-        raise InvalidParameterError(f"unknown engine option {unknown[0]!r}; known: {known}")
-    return EngineConfig(**options)

@@ -121,7 +121,7 @@ def _not_found_message(location: str, hub_options: Mapping[str, Any], error: Exc
     if constants.HF_HUB_OFFLINE or hub_options.get("local_files_only"):
         return (
             f"{message}it is not in the local Hugging Face cache ({constants.HF_HUB_CACHE}); nothing is downloaded in "
-            "offline mode (HF_HUB_OFFLINE=1 or local_files_only=True)"
+            "offline mode (HF_HUB_OFFLINE=1, or local_files_only=True in the model_kwargs of a ModelSpec)"
         )
     return f"{message}the Hugging Face hub did not provide it: {first_line(error)}"
 

@@ -299,7 +299,7 @@ async def test_a_closed_engine(tools):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_batches": 4}, "unknown engine option 'max_batches'; known: chain, generation_config, max_batch"),
+        ({"max_batches": 4}, "unknown engine option 'max_batches'; known: calibration, chain, device, device_map"),
         ({"max_batch": 0}, "max_batch must be a positive integer, got 0"),
         ({"max_batch": True}, "max_batch must be a positive integer, got True"),
         ({"max_queue": -1}, "max_queue must be a positive integer, got -1"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
+from specrouter_llm import SpecRouter
 from specrouter_llm.config import EngineConfig
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.testing import fake_engine
@@ -40,3 +43,34 @@ def test_a_switch_is_true_or_false(name, value):
     """The text "false" is true to Python: an option read from a file or the environment would do its opposite."""
     with pytest.raises(InvalidParameterError, match=f"{name} must be True or False, got {value!r}"):
         EngineConfig(**{name: value})
+
+
+def test_an_unknown_option_is_answered_with_all_that_there_are():
+    """Those beside the fields of EngineConfig, too: a list without dtype says that there is none."""
+    keywords = inspect.signature(SpecRouter.from_pretrained).parameters.keys() - {"target", "drafts", "config"}
+    with pytest.raises(InvalidParameterError) as caught:
+        SpecRouter.from_pretrained("/no/such/folder", max_batches=4)
+    known = str(caught.value).removeprefix("unknown engine option 'max_batches'; known: ").split(", ")
+    assert sorted({*keywords, *EngineConfig.__dataclass_fields__}) == known
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("torch_dtype", "it is called dtype"),
+        ("load_in_4bit", r"quantization_config=BitsAndBytesConfig\(load_in_4bit=True\)"),
+        ("cache_dir", r"ModelSpec\(source, model_kwargs={'cache_dir': ...}\)"),
+        ("local_files_only", r"ModelSpec\(source, model_kwargs={'local_files_only': ...}\)"),
+        ("token", r"ModelSpec\(source, model_kwargs={'token': ...}\)"),
+        ("tokenizer", r"ModelSpec\(source, tokenizer=...\)"),
+        ("attn_implementation", "an attention of its own"),
+        ("trust_remote_code", "never run"),
+        ("batch_size", "max_batch"),
+        ("max_model_len", "max_context"),
+        ("gpu_memory_utilization", "memory_budget"),
+    ],
+)
+def test_an_option_of_others_is_answered_with_its_counterpart(name, hint):
+    """Who comes from transformers or vLLM is told what it is called here, and before anything is loaded."""
+    with pytest.raises(InvalidParameterError, match=f"unknown engine option '{name}': .*{hint}.*; known: calibration"):
+        SpecRouter.from_pretrained("/no/such/folder", **{name: 1})

@@ -25,7 +25,7 @@ def test_an_unknown_name_says_where_was_looked(monkeypatch):
     text = str(caught.value)
     assert "'nobody/no-such-model'" in text
     assert "no local folder" in text
-    assert "HF_HUB_OFFLINE=1" in text
+    assert "HF_HUB_OFFLINE=1, or local_files_only=True in the model_kwargs of a ModelSpec" in text
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
 
