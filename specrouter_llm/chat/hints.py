@@ -44,7 +44,9 @@ _COUNTERPARTS = {
         _HOLDERS, "name what it holds: max_tokens, temperature, ...; engine_kwargs is for what loads the model"
     ),
     **dict.fromkeys(("return_full_text", "skip_prompt"), "leave it out, an answer never repeats its prompt"),
-    **dict.fromkeys(("tokenizer", "tokenizer_name"), "leave it out, the model's own is used"),
+    **dict.fromkeys(("tokenizer", "tokenizer_kwargs", "tokenizer_name"), "leave it out, the model's own is used"),
+    **dict.fromkeys(("is_chat_model", "is_function_calling_model"), "leave it out, the model's chat template says it"),
+    "tokenizer_outputs_to_remove": "leave it out, the engine takes what it needs",
 }
 
 

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import json
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -108,6 +109,32 @@ def test_impossible_configurations(fields, words):
     """They are refused before anything is loaded."""
     with pytest.raises(ValueError, match=words):
         SpecRouterLLM(**fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("max_new_tokens", "use max_tokens"),
+        ("model_name", "use model"),
+        ("tokenizer_name", "leave it out, the model's own is used"),
+        ("generate_kwargs", "name what it holds: max_tokens, temperature"),
+        ("model_kwargs", "name what it holds"),
+        ("stopping_ids", "use stop_token_ids"),
+        ("is_chat_model", "leave it out, the model's chat template says it"),
+        ("tokenizer_outputs_to_remove", "leave it out"),
+        ("device_map", 'use engine_kwargs={"device_map": ...}'),
+    ],
+)
+def test_fields_of_hugging_face_llm_are_answered_with_their_counterparts(scripted, name, advice):
+    """In the constructor, in additional_kwargs, which it names, and in a call."""
+    with pytest.raises(InvalidParameterError, match=rf"no field '{name}' \({name}: {re.escape(advice)}"):
+        SpecRouterLLM(model="demo", **{name: 1})
+    for refuses in (
+        lambda given: SpecRouterLLM(model="demo", additional_kwargs=given),
+        lambda given: scripted("Hi.").complete("Hello", **given),
+    ):
+        with pytest.raises(ValueError, match=rf"unknown sampling parameter '{name}'.* \({name}: {re.escape(advice)}"):
+            refuses({name: 1})
 
 
 def test_loading_options_of_a_loaded_engine(scripted):

@@ -33,7 +33,7 @@ from llama_index.llms.specrouter.responses import (
 )
 from llama_index.llms.specrouter.steps import StepLog
 from llama_index.llms.specrouter.structured import StructuredPredictionLLM
-from specrouter_llm.chat import ChatRequest, ChatResult, model_info
+from specrouter_llm.chat import ChatRequest, ChatResult, counterparts, model_info
 from specrouter_llm.chat import submit as submit_chat
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.types import StepInfo
@@ -124,8 +124,8 @@ class SpecRouterLLM(StructuredPredictionLLM):
         """
         if unknown := sorted(fields.keys() - type(self).model_fields.keys()):
             raise InvalidParameterError(
-                f"{type(self).__name__} has no field {', '.join(map(repr, unknown))}; further sampling parameters go into "
-                "additional_kwargs, options of SpecRouter.from_pretrained into engine_kwargs"
+                f"{type(self).__name__} has no field {', '.join(map(repr, unknown))}{counterparts(unknown)}; further sampling "
+                "parameters go into additional_kwargs, options of SpecRouter.from_pretrained into engine_kwargs"
             )
         if engine is not None:
             model = _target_of(engine, model, fields)

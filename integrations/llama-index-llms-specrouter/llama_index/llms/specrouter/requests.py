@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from specrouter_llm.chat import counterparts
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.sampling.params import SamplingParams
 
@@ -34,7 +35,10 @@ class Arguments:
         chat = {key: merged.pop(key) for key in CHAT_FIELDS & merged.keys()}
         if not isinstance(chat.get("template_kwargs", {}), Mapping):
             raise InvalidParameterError(f"template_kwargs must be a dict, got {chat['template_kwargs']!r}")
-        params = SamplingParams(**merged)
+        try:
+            params = SamplingParams(**merged)
+        except InvalidParameterError as error:
+            raise InvalidParameterError(f"{error}{counterparts(merged)}") from None
         if params.n > 1:
             raise InvalidParameterError(
                 "a LlamaIndex response holds one answer: n must be 1; call several times instead"
