@@ -227,8 +227,10 @@ class SpecRouterLLM(StructuredPredictionLLM):
 
     @_completion_events
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """`prompt` as the message of a user. It reaches the model as it is if it is `formatted`, if `completion_to_prompt`
-        formats it, or if the model has no chat template.
+        """`prompt` as the message of a user, in `query_wrapper_prompt` and behind `system_prompt` if there are any.
+
+        It is text, and no message, if `completion_to_prompt` formats it (system prompt included) or the model has no chat
+        template. It reaches the model as it is if it is `formatted`.
         """
         return as_completion(self._completion_call(prompt, formatted, kwargs).start().answer())
 
@@ -308,9 +310,14 @@ class SpecRouterLLM(StructuredPredictionLLM):
         return self._call(partial(self._submit_chat, to_openai(messages)), kwargs)
 
     def _completion_call(self, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> Call:
+        if not formatted and self.query_wrapper_prompt is not None:
+            prompt = self.query_wrapper_prompt.format(query_str=prompt)
         if not formatted and self.completion_to_prompt not in (None, default_completion_to_prompt):
-            prompt, formatted = self.completion_to_prompt(prompt), True
+            prompt, formatted = self.completion_to_prompt(self._behind_system(prompt)), True
         return self._call(partial(self._submit_prompt, prompt, formatted), kwargs)
+
+    def _behind_system(self, prompt: str) -> str:
+        return f"{self.system_prompt}\n\n{prompt}" if self.system_prompt else prompt
 
     def _call(self, submit: Callable[[Arguments, SpecRouter], AnswerHandle], kwargs: dict[str, Any]) -> Call:
         arguments = self._arguments(kwargs)
@@ -333,7 +340,10 @@ class SpecRouterLLM(StructuredPredictionLLM):
 
     def _submit_prompt(self, prompt: str, formatted: bool, arguments: Arguments, engine: SpecRouter) -> AnswerHandle:
         if not formatted and _has_template(engine):
-            return self._submit_chat([{"role": "user", "content": prompt}], arguments, engine)
+            messages = self._extend_messages([ChatMessage(role="user", content=prompt)])
+            return self._submit_chat(to_openai(messages), arguments, engine)
+        if not formatted:
+            prompt = self._behind_system(prompt)
         in_chat_only = arguments.chat.keys() - {"template_kwargs"}
         if in_chat_only:
             raise InvalidParameterError(
