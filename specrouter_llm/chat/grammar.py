@@ -13,6 +13,7 @@ from typing import Any
 from specrouter_llm.chat.tool_formats import ToolFormat
 from specrouter_llm.chat.tools import Tool, closed
 from specrouter_llm.errors import InvalidParameterError
+from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.sampling.structured import StructuredOutput
 from specrouter_llm.structured.backend import check_schema, literal
 from specrouter_llm.structured.bounds import kept_by_backend
@@ -88,6 +89,14 @@ def response_format(given: StructuredOutput | Mapping[str, Any] | None) -> Struc
         'response_format must be StructuredOutput, {"type": "json_object"} or '
         f'{{"type": "json_schema", "json_schema": {{"name": ..., "schema": {{...}}}}}}, got {given!r}'
     )
+
+
+def answer_form(given: StructuredOutput | Mapping[str, Any] | None, params: SamplingParams) -> StructuredOutput | None:
+    """What a response format or the parameters want. Raises InvalidParameterError if both want something."""
+    form = response_format(given)
+    if form is not None and params.structured is not None:
+        raise InvalidParameterError("give response_format or params.structured, not both")
+    return form or params.structured
 
 
 def final_answer(form: StructuredOutput) -> Rules:

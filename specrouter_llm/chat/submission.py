@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from specrouter_llm.chat.dialect import Dialect, Thinking
 from specrouter_llm.chat.grammar import (
     Rules,
+    answer_form,
     call_rules,
     check_tool,
     enforceable,
     final_answer,
     grammar,
-    response_format,
 )
 from specrouter_llm.chat.handle import ChatHandle
 from specrouter_llm.chat.messages import explain_tools, rendered, template_messages
@@ -92,7 +92,7 @@ class _Chat:
         self._dialect = Dialect.of(engine.tokenizer)
         self._tools = checked_tools(request.tools)
         self._choice = _checked_choice(request.tool_choice, self._tools)
-        self._form = self._checked_form()
+        self._form = answer_form(request.response_format, self._params)
         self.prompt_ids = self._encode()
         self._thinking = Thinking.after(self.prompt_ids, engine.tokenizer, self._dialect)
 
@@ -126,12 +126,6 @@ class _Chat:
         )
 
     # ---------------------------------------------------------------- what the answer has to look like
-
-    def _checked_form(self) -> StructuredOutput | None:
-        form = response_format(self._request.response_format)
-        if form is not None and self._params.structured is not None:
-            raise InvalidParameterError("give response_format or params.structured, not both")
-        return form or self._params.structured
 
     def _constraint(self) -> StructuredOutput | None:
         """The grammar of the answer, if it has to have one."""

@@ -300,8 +300,17 @@ def test_a_model_without_template(scripted):
 
 
 def test_chat_arguments_with_a_raw_prompt(scripted):
-    with pytest.raises(InvalidParameterError, match="response_format"):
-        scripted("x").complete("Hello", formatted=True, response_format={"type": "json_object"})
+    with pytest.raises(InvalidParameterError, match=r"tools: not with a raw prompt; .* with a chat template"):
+        scripted("x").complete("Hello", formatted=True, tools=[])
+
+
+def test_a_raw_prompt_takes_a_response_format(scripted):
+    """Or `structured`, which says the same, but not both."""
+    llm = scripted('{"a":1}')
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"properties": {"a": {"type": "integer"}}}}}
+    assert str(llm.complete("Hello<|assistant|>", formatted=True, response_format=form)) == '{"a":1}'
+    with pytest.raises(InvalidParameterError, match="not both"):
+        llm.complete("Hello", formatted=True, response_format=form, structured={"regex": "a"})
 
 
 # ---------------------------------------------------------------- errors and ends

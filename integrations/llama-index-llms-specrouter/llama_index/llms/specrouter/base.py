@@ -35,6 +35,7 @@ from llama_index.llms.specrouter.steps import StepLog
 from llama_index.llms.specrouter.structured import StructuredPredictionLLM
 from specrouter_llm.chat import ChatRequest, ChatResult, counterparts, model_info
 from specrouter_llm.chat import submit as submit_chat
+from specrouter_llm.chat.grammar import answer_form
 from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.types import StepInfo
 
@@ -344,12 +345,13 @@ class SpecRouterLLM(StructuredPredictionLLM):
             return self._submit_chat(to_openai(messages), arguments, engine)
         if not formatted:
             prompt = self._behind_system(prompt)
-        in_chat_only = arguments.chat.keys() - {"template_kwargs"}
-        if in_chat_only:
+        if in_chat_only := arguments.chat.keys() - {"template_kwargs", "response_format"}:
             raise InvalidParameterError(
-                f"{', '.join(sorted(in_chat_only))}: not with a raw prompt; use a chat endpoint"
+                f"{', '.join(sorted(in_chat_only))}: not with a raw prompt; use a chat endpoint of a model with a chat template"
             )
-        return TextHandle(engine.submit(prompt, arguments.params, **arguments.options))
+        form = answer_form(arguments.chat.get("response_format"), arguments.params)
+        params = arguments.params if form is None else arguments.params.replace(structured=form)
+        return TextHandle(engine.submit(prompt, params, **arguments.options))
 
     def _raw(self, result: ChatResult, log: StepLog | None) -> dict[str, Any]:
         raw = raw_dict(result, self.model)

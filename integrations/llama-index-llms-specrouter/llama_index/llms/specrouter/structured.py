@@ -5,10 +5,12 @@ Without this LlamaIndex would offer the schema as a tool and hope, in streams, t
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from typing import Any, TypeVar, cast
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Generator
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse
+from llama_index.core.base.llms.types import ChatResponse, CompletionResponse
 from llama_index.core.bridge.pydantic import BaseModel
 from llama_index.core.instrumentation.events.llm import (
     LLMStructuredPredictEndEvent,
@@ -22,6 +24,7 @@ from llama_index.core.types import Model, PydanticProgramMode
 from llama_index_instrumentation import get_dispatcher
 
 F = TypeVar("F", bound=Callable[..., Any])
+Response: TypeAlias = ChatResponse | CompletionResponse
 
 _dispatcher = get_dispatcher(__name__)
 
@@ -31,7 +34,8 @@ def _span(method: F) -> F:
 
 
 class StructuredPredictionLLM(FunctionCallingLLM):
-    """The four structured methods for a model whose chat endpoints take `response_format`.
+    """The four structured methods for a model whose endpoints take `response_format`: those of chats, or those of
+    completions if it does not chat.
 
     Any `pydantic_program_mode` but DEFAULT is LlamaIndex's own business.
     """
@@ -49,8 +53,8 @@ class StructuredPredictionLLM(FunctionCallingLLM):
             output: Model = super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
             return output
         _started(output_cls, prompt, prompt_args)
-        messages = self._structured_messages(prompt, prompt_args)
-        return _ended(output_cls, self.chat(messages, **_with_schema(output_cls, llm_kwargs)))
+        endpoints = self._endpoints(prompt, prompt_args)
+        return _ended(output_cls, endpoints.answer(**_with_schema(output_cls, llm_kwargs)))
 
     @_span
     async def astructured_predict(
@@ -65,8 +69,8 @@ class StructuredPredictionLLM(FunctionCallingLLM):
             output: Model = await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
             return output
         _started(output_cls, prompt, prompt_args)
-        messages = self._structured_messages(prompt, prompt_args)
-        return _ended(output_cls, await self.achat(messages, **_with_schema(output_cls, llm_kwargs)))
+        endpoints = await self._aendpoints(prompt, prompt_args)
+        return _ended(output_cls, await endpoints.aanswer(**_with_schema(output_cls, llm_kwargs)))
 
     @_span
     def stream_structured_predict(
@@ -81,15 +85,14 @@ class StructuredPredictionLLM(FunctionCallingLLM):
             yield from super().stream_structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
             return
         _started(output_cls, prompt, prompt_args)
-        messages = self._structured_messages(prompt, prompt_args)
-        partial = _Partial(output_cls)
-        responses = self.stream_chat(messages, **_with_schema(output_cls, llm_kwargs))
+        objects = _Objects(output_cls)
+        responses = self._endpoints(prompt, prompt_args).stream(**_with_schema(output_cls, llm_kwargs))
         try:
             for response in responses:
-                yield partial.add(response)
+                yield objects.add(response)
         finally:
             responses.close()
-        yield partial.end()
+        yield objects.end()
 
     @_span
     async def astream_structured_predict(
@@ -103,33 +106,57 @@ class StructuredPredictionLLM(FunctionCallingLLM):
         if self.pydantic_program_mode != PydanticProgramMode.DEFAULT:
             return await super().astream_structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
 
-        async def objects() -> AsyncGenerator[Model | FlexibleModel, None]:
+        async def generate() -> AsyncGenerator[Model | FlexibleModel, None]:
             _started(output_cls, prompt, prompt_args)
-            messages = self._structured_messages(prompt, prompt_args)
-            partial = _Partial(output_cls)
-            responses = await self.astream_chat(messages, **_with_schema(output_cls, llm_kwargs))
+            objects = _Objects(output_cls)
+            endpoints = await self._aendpoints(prompt, prompt_args)
+            responses = await endpoints.astream(**_with_schema(output_cls, llm_kwargs))
             try:
                 async for response in responses:
-                    yield partial.add(response)
+                    yield objects.add(response)
             finally:
                 await responses.aclose()
-            yield partial.end()
+            yield objects.end()
 
-        return objects()
+        return generate()
 
-    def _structured_messages(self, prompt: BasePromptTemplate, prompt_args: dict[str, Any]) -> Sequence[ChatMessage]:
-        return self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
+    def _endpoints(self, prompt: BasePromptTemplate, prompt_args: dict[str, Any]) -> _Endpoints:
+        """They answer the prompt, its messages or its text, with the system prompt that `predict` would give it."""
+        if self.metadata.is_chat_model:
+            messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
+            chats = self.chat, self.achat, self.stream_chat, self.astream_chat
+            return _Endpoints(*(partial(endpoint, messages) for endpoint in chats))
+        formatters = {
+            "messages_to_prompt": self.messages_to_prompt,
+            "completion_to_prompt": self.completion_to_prompt,
+        }
+        text = self._extend_prompt(prompt.format(llm=self, **formatters, **prompt_args))
+        completions = self.complete, self.acomplete, self.stream_complete, self.astream_complete
+        return _Endpoints(*(partial(endpoint, text, formatted=True) for endpoint in completions))
+
+    async def _aendpoints(self, prompt: BasePromptTemplate, prompt_args: dict[str, Any]) -> _Endpoints:
+        await asyncio.to_thread(lambda: self.metadata)  # the first use loads the model
+        return self._endpoints(prompt, prompt_args)
 
 
-class _Partial:
+class _Endpoints(NamedTuple):
+    """The endpoints of one kind, with what they are asked."""
+
+    answer: Callable[..., Any]
+    aanswer: Callable[..., Any]
+    stream: Callable[..., Any]
+    astream: Callable[..., Any]
+
+
+class _Objects:
     """The objects of one stream."""
 
     def __init__(self, output_cls: type[BaseModel]) -> None:
         self._output_cls = output_cls
         self._objects: list[BaseModel] | None = None
-        self._last: ChatResponse | None = None
+        self._last: Response | None = None
 
-    def add(self, response: ChatResponse) -> Any:
+    def add(self, response: Response) -> Any:
         known = process_streaming_objects(response, self._output_cls, self._objects)
         self._objects, self._last = [cast(BaseModel, known)], response
         _dispatcher.event(LLMStructuredPredictInProgressEvent(output=known))
@@ -144,7 +171,7 @@ def _started(output_cls: type[BaseModel], prompt: BasePromptTemplate, prompt_arg
     _dispatcher.event(LLMStructuredPredictStartEvent(output_cls=output_cls, template=prompt, template_args=prompt_args))
 
 
-def _ended(output_cls: type[Model], response: ChatResponse) -> Model:
+def _ended(output_cls: type[Model], response: Response) -> Model:
     """Raises ValueError for an answer that was cut off from outside, or that validators of the class refuse."""
     reason = response.raw["finish_reason"] if isinstance(response.raw, dict) else None
     if reason == "timeout":
@@ -155,13 +182,14 @@ def _ended(output_cls: type[Model], response: ChatResponse) -> Model:
         raise ValueError(
             f"the request was cancelled before the {output_cls.__name__} was complete, or its engine was closed"
         )
-    output = output_cls.model_validate_json(response.message.content or "")
+    text = response.text if isinstance(response, CompletionResponse) else response.message.content
+    output = output_cls.model_validate_json(text or "")
     _dispatcher.event(LLMStructuredPredictEndEvent(output=output))
     return output
 
 
 def _with_schema(output_cls: type[BaseModel], llm_kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """Keyword arguments of a chat that answers with this class; those of LlamaIndex's tool programs have no meaning here."""
+    """Arguments of an endpoint that answers with this class; those of LlamaIndex's tool programs have no meaning here."""
     kept = {key: value for key, value in (llm_kwargs or {}).items() if key not in _PROGRAM_KWARGS}
     schema = {"name": output_cls.__name__, "schema": output_cls.model_json_schema()}
     return {**kept, "response_format": {"type": "json_schema", "json_schema": schema}}
