@@ -7,19 +7,18 @@ end-of-sequence token after a finished grammar, so none is ever fed to them.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from specrouter_llm.errors import InvalidParameterError, MissingDependencyError, UnsupportedSchemaError
+from specrouter_llm.errors import InvalidParameterError, MissingDependencyError
 from specrouter_llm.sampling.structured import StructuredOutput
 from specrouter_llm.structured.bounds import kept_by_backend
 from specrouter_llm.structured.matcher import MatcherError
+from specrouter_llm.structured.refusals import refused_schema
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-_UNSUPPORTED = re.compile(r"unimplemented|unknown format|not supported", re.IGNORECASE)
 _SCHEMA = "structured.json_schema"
 
 
@@ -184,7 +183,7 @@ def check_schema(schema: Mapping[str, Any], name: str) -> None:
     grammar = matcher.grammar_from_json_schema(json.dumps(kept_by_backend(schema, name)))
     failed, messages = matcher.validate_grammar_with_warnings(grammar)
     if failed:
-        raise _refused_schema(name, "; ".join(messages))
+        raise refused_schema(name, "; ".join(messages))
 
 
 def _llguidance() -> Any:
@@ -223,10 +222,4 @@ def _refusal(spec: StructuredOutput, message: str) -> InvalidParameterError:
     if spec.json_schema is None:
         kind = next(name for name in ("regex", "lark", "choice") if getattr(spec, name) is not None)
         return InvalidParameterError(f"structured.{kind} cannot be compiled: {first}")
-    return _refused_schema(_SCHEMA, first)
-
-
-def _refused_schema(name: str, message: str) -> InvalidParameterError:
-    if _UNSUPPORTED.search(message):
-        return UnsupportedSchemaError(f"{name}: this cannot be enforced: {message}")
-    return InvalidParameterError(f"{name} cannot be compiled: {message}")
+    return refused_schema(_SCHEMA, first)
