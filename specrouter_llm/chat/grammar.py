@@ -16,7 +16,7 @@ from specrouter_llm.errors import InvalidParameterError
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.sampling.structured import StructuredOutput
 from specrouter_llm.structured.backend import check_schema, literal
-from specrouter_llm.structured.bounds import kept_by_backend
+from specrouter_llm.structured.schema import kept_by_backend
 
 Rules = dict[str, str]
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from specrouter_llm.errors import InvalidParameterError, MissingDependencyError
 from specrouter_llm.sampling.structured import StructuredOutput
-from specrouter_llm.structured.bounds import kept_by_backend
 from specrouter_llm.structured.matcher import MatcherError
 from specrouter_llm.structured.refusals import refused_schema
+from specrouter_llm.structured.schema import kept_by_backend
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

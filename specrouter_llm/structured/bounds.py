@@ -1,4 +1,4 @@
-"""Exclusive bounds of numbers, written so that the backend keeps them in what is parsed, too.
+"""Bounds of numbers, written so that the backend keeps them, in what is parsed, too.
 
 The backend compares decimals. Behind an exclusive bound it lets digits follow that a double does not hold (0.5 and 30
 zeros and a 1 is more than 0.5 until it is parsed), and it takes the integer 0 for more than an exclusive 0 where the
@@ -11,7 +11,6 @@ an inclusive 0.499999999 the backend would refuse "0.4" for want of a digit, and
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from fractions import Fraction
@@ -26,66 +25,61 @@ _DIGITS = 15
 _STEP = 1e-9
 _STEPPED = 10 ** (_DIGITS - _PLACES)
 """Numbers below have no more digits in front of the point than multiples of the step may have."""
-_UNCOMPILED = 2**63
-"""The backend refuses bounds from here on."""
+_FARTHEST = 2**63 - 1024
+"""The last double before 2**63, from where on the backend refuses bounds or takes the nearest that it can count to."""
 _BOUNDS = (("exclusiveMinimum", "minimum", 1), ("exclusiveMaximum", "maximum", -1))
 """What it is called, what it becomes, which way is inside."""
-_NO_SCHEMAS = frozenset({"const", "default", "enum", "examples", "not"})
-"""Keywords that hold values; and of what must not be valid, less must not be left."""
-_BY_NAME = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"})
-"""Keywords that hold schemas by names, which are no keywords."""
 
 
-def kept_by_backend(schema: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A schema whose values are all valid under the given one, called `name` in messages, also after parsing to doubles.
+def within_reach(node: dict[str, Any], name: str) -> dict[str, Any]:
+    """One schema without what is inside it, whose bounds the backend can count to: a wider range becomes what it can reach.
+
+    Raises:
+        UnsupportedSchemaError: nothing is left of the range.
+    """
+    reached = {}
+    for exclusive, inclusive, inward in _BOUNDS:
+        for key in (exclusive, inclusive):
+            bound: Any = node.get(key)
+            if not _is_number(bound):
+                continue
+            if inward * bound > _FARTHEST:
+                raise UnsupportedSchemaError(
+                    f"{name}: this cannot be enforced: {key}={bound}; no number beyond {_FARTHEST} can be written"
+                )
+            reached[key] = inward * max(inward * bound, -_FARTHEST)
+    return {**node, **reached}
+
+
+def narrowed(node: dict[str, Any], name: str, *, steps: bool) -> dict[str, Any]:
+    """One schema without what is inside it, `steps` if it may count digits. Integers, and what is no bound, stay as they are.
 
     Raises:
         UnsupportedSchemaError: nothing is left between two bounds.
     """
-    # The backend multiplies steps that meet in one number, and overflows without a word.
-    return dict(_walked(dict(schema), name, steps='"multipleOf"' not in json.dumps(schema)))
-
-
-def _walked(node: Any, name: str, *, steps: bool) -> Any:
-    """A schema, a list of some, or something else, with everything inside."""
-    if isinstance(node, list):
-        return [_walked(each, name, steps=steps) for each in node]
-    if not isinstance(node, dict):
-        return node
-    walked = {}
-    for key, value in _narrowed(node, name, steps=steps).items():
-        if key in _BY_NAME and isinstance(value, dict):
-            walked[key] = {each: _walked(inner, name, steps=steps) for each, inner in value.items()}
-        else:
-            walked[key] = value if key in _NO_SCHEMAS else _walked(value, name, steps=steps)
-    return walked
-
-
-def _narrowed(node: dict[str, Any], name: str, *, steps: bool) -> dict[str, Any]:
-    """One schema without what is inside it. What the backend will refuse, and integers, it gets as they are."""
     asked = {key: node[key] for bound in _BOUNDS for key in bound[:2] if key in node}
-    if not _may_be_fraction(node) or not all(_is_bound(value) for value in asked.values()) or _is_empty(asked):
+    if not _may_be_fraction(node) or not all(_is_number(value) for value in asked.values()) or _is_empty(asked):
         return node
-    narrowed, reach = dict(node), dict(asked)
+    written, reach = dict(node), dict(asked)
     for exclusive, inclusive, inward in _BOUNDS:
         if inclusive in asked and _is_long(asked[inclusive]):
-            narrowed[inclusive] = reach[inclusive] = _inside(asked[inclusive], inward, beyond=False)
+            written[inclusive] = reach[inclusive] = _inside(asked[inclusive], inward, beyond=False)
         if exclusive not in asked:
             continue
         bound = reach.pop(exclusive)
         inside = _inside(bound, inward, beyond=True)
         reach[inclusive] = inward * max(inward * inside, inward * reach.get(inclusive, inside))
         if steps and inward * bound < 0 and abs(bound) < _STEPPED and not _is_long(bound):
-            narrowed["multipleOf"] = _STEP
+            written["multipleOf"] = _STEP
         else:
-            del narrowed[exclusive]
-            narrowed[inclusive] = reach[inclusive]
+            del written[exclusive]
+            written[inclusive] = reach[inclusive]
     if len(reach) == 2 and reach["minimum"] > reach["maximum"]:
         bounds = " and ".join(f"{key}={value}" for key, value in asked.items())
         raise UnsupportedSchemaError(
             f"{name}: this cannot be enforced: no number of {_PLACES} decimals is within {bounds}"
         )
-    return narrowed
+    return written
 
 
 def _may_be_fraction(node: Mapping[str, Any]) -> bool:
@@ -95,8 +89,8 @@ def _may_be_fraction(node: Mapping[str, Any]) -> bool:
     return "number" in listed and "enum" not in node and "const" not in node
 
 
-def _is_bound(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _UNCOMPILED
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _is_long(bound: float) -> bool:

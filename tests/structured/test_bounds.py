@@ -1,9 +1,10 @@
-"""Exclusive bounds of numbers: what the grammar lets through is within them, also after parsing to doubles."""
+"""Bounds of numbers: what the grammar lets through is within them, also after parsing to doubles."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from fractions import Fraction
 
 import jsonschema
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from specrouter_llm.errors import UnsupportedSchemaError
 from specrouter_llm.sampling.structured import StructuredOutput
 from specrouter_llm.structured.backend import check_schema
-from specrouter_llm.structured.bounds import kept_by_backend
+from specrouter_llm.structured.schema import kept_by_backend
 
 BOUNDS = st.one_of(
     st.integers(-3, 3),
@@ -138,7 +139,6 @@ def test_bounds_inside_of_a_schema(compiler, schema, form, kinds):
         {"enum": [{"exclusiveMinimum": 0}, 1], "default": {"exclusiveMinimum": 0}},
         {"properties": {"exclusiveMinimum": {"type": "string"}}},
         {"type": "number", "exclusiveMinimum": True, "minimum": 0},
-        {"type": "number", "exclusiveMinimum": 1e300},
         {"type": "number", "exclusiveMinimum": 5, "exclusiveMaximum": 3},
     ],
 )
@@ -163,3 +163,26 @@ def test_bounds_with_nothing_between_them_are_refused(compiler, bounds):
         compiler.compile(StructuredOutput(json_schema=schema))
     with pytest.raises(UnsupportedSchemaError, match=f"the tool: .* within {message}"):
         check_schema(schema, "the tool")
+
+
+@pytest.mark.parametrize("kind", ["integer", "number", ["integer", "null"], None])
+@pytest.mark.parametrize("low", [-(2**63), -(10**20), -1e300, -1])
+@pytest.mark.parametrize("high", [2**63, 2**64 - 1, 10**20, 1e300, 1])
+def test_a_range_that_is_wider_than_the_backend_counts(compiler, kind, low, high):
+    """Such as those of 64-bit integers: what it can count to is used of it."""
+    for bounds in ({"minimum": low}, {"exclusiveMaximum": high}, {"exclusiveMinimum": low, "maximum": high}):
+        schema = bounds | ({"type": kind} if kind else {})
+        assert accepts(compiler, schema, "0")
+        if not ({low, high} & {-1, 1}):
+            assert accepts(compiler, schema, "1000000000000000000")
+
+
+@pytest.mark.parametrize(
+    "bounds", [{"minimum": 2**64, "maximum": 2**65}, {"exclusiveMaximum": -1e300}, {"maximum": -(2**63)}]
+)
+@pytest.mark.parametrize("kind", ["integer", "number"])
+def test_a_range_beyond_what_the_backend_counts_is_refused(compiler, kind, bounds):
+    """It would take the last number that it can count to, which is outside."""
+    bound = "=".join(map(re.escape, map(str, next(iter(bounds.items())))))
+    with pytest.raises(UnsupportedSchemaError, match=f"structured.json_schema: .* {bound}; no number beyond"):
+        compiler.compile(StructuredOutput(json_schema={"type": kind, **bounds}))
