@@ -137,6 +137,34 @@ def test_fields_of_hugging_face_llm_are_answered_with_their_counterparts(scripte
             refuses({name: 1})
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        (
+            {"temperature": 0.7, "additional_kwargs": {"temperature": 0.0}},
+            "temperature is 0.7 as a field and 0.0 in add",
+        ),
+        ({"max_tokens": 20, "additional_kwargs": {"max_tokens": None}}, "max_tokens is 20 as a field and None in add"),
+        ({"stop": ["a"], "additional_kwargs": {"stop": ["b"]}}, "stop is .*: leave one of them out"),
+        ({"policy": "off", "engine_kwargs": {"policy": "fixed"}}, "policy is 'off' as a field and 'fixed' in engine_"),
+        (
+            {"context_window": 64, "engine_kwargs": {"max_context": 128}},
+            "max_context is 64 as a field and 128 in engine_",
+        ),
+    ],
+)
+def test_fields_and_further_arguments_must_not_contradict_each_other(fields, words):
+    """Neither is the one that is meant."""
+    with pytest.raises(ValueError, match=words):
+        SpecRouterLLM(model="demo", **fields)
+
+
+def test_what_is_said_once_or_twice_the_same_is_fine():
+    """A default is not said, and None says nothing."""
+    for fields in ({}, {"max_tokens": 20}, {"temperature": None}):
+        SpecRouterLLM(model="demo", additional_kwargs={"max_tokens": 20, "temperature": 0.5}, **fields)
+
+
 def test_loading_options_of_a_loaded_engine(scripted):
     engine = scripted("Hi.").engine
     with pytest.raises(InvalidParameterError, match="drafts"):

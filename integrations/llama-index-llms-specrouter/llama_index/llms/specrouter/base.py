@@ -137,6 +137,10 @@ class SpecRouterLLM(StructuredPredictionLLM):
 
     @model_validator(mode="after")
     def _check_defaults(self) -> SpecRouterLLM:
+        said = {name: getattr(self, name) for name in self.model_fields_set}
+        _require_agreement(said, "additional_kwargs", self.additional_kwargs)
+        loading = {ours: said[name] for name, ours in _LOADING.items() if name in said}
+        _require_agreement(loading, "engine_kwargs", self.engine_kwargs)
         self._arguments({})
         return self
 
@@ -164,7 +168,7 @@ class SpecRouterLLM(StructuredPredictionLLM):
     @property
     def engine(self) -> SpecRouter:
         """The engine that answers. The first use loads it, which takes a while."""
-        options = {"policy": self.policy, "max_context": self.context_window}
+        options = {ours: getattr(self, name) for name, ours in _LOADING.items()}
         given = {key: value for key, value in options.items() if value is not None}
         return self._source.engine(self.model, self.drafts, **{**given, **self.engine_kwargs})
 
@@ -366,6 +370,8 @@ _DEFAULTS = (
     *("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop"),
     *("chain", "windows", "speculation", "timeout", "on_step", "template_kwargs"),
 )
+_LOADING = {"policy": "policy", "context_window": "max_context"}
+"""Fields that are options of the engine, and their names there."""
 _REPORTED = {
     *("model", "drafts", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop"),
     *("chain", "windows", "speculation", "policy", "timeout", "stats"),
@@ -384,6 +390,15 @@ def _target_of(engine: Any, model: str | None, fields: Mapping[str, Any]) -> str
             f"model={model!r}, but the given engine serves {engine.target!r}: leave one of them out"
         )
     return str(engine.target)
+
+
+def _require_agreement(fields: Mapping[str, Any], holder: str, held: Mapping[str, Any]) -> None:
+    """Raises InvalidParameterError if a field was given and its value is another in a dict of further arguments."""
+    for name in sorted(fields.keys() & held.keys()):
+        if fields[name] is not None and fields[name] != held[name]:
+            raise InvalidParameterError(
+                f"{name} is {fields[name]!r} as a field and {held[name]!r} in {holder}: leave one of them out"
+            )
 
 
 def _has_template(engine: SpecRouter) -> bool:
