@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,11 +37,12 @@ from specrouter_llm.sampling.choice import BROKEN, Segment, choose
 from specrouter_llm.sampling.params import SamplingParams
 from specrouter_llm.sampling.row import GREEDY, RowSampler
 
-pytest.importorskip("numba")
+njit = pytest.importorskip("numba").njit
 compiled = pytest.importorskip("specrouter_llm.runtime.compiled", reason="torch does not run on GNU's OpenMP here")
 CompiledRunner = compiled.CompiledRunner
-from specrouter_llm.runtime import kernels  # noqa: E402  # needs numba
-from specrouter_llm.runtime.tile import FORMATS, PANEL  # noqa: E402  # needs numba
+from specrouter_llm.runtime import compiled_products, kernels  # noqa: E402  # needs numba
+from specrouter_llm.runtime.panels import Panels  # noqa: E402  # needs numba
+from specrouter_llm.runtime.tile import FORMATS, LANES, PANEL  # noqa: E402  # needs numba
 
 SHAPE = {
     "vocab_size": 50,
@@ -385,3 +387,36 @@ def test_processors_without_fused_multiply_add_are_refused(tmp_path):
     script = "import specrouter_llm.runtime.tile"
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
     assert "ImportError: this processor has no fused multiply-add" in done.stderr
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names of x86's instructions")
+def test_the_softmax_is_in_vectors():
+    """An index that may be negative counts from the end in numba, and a loop over such is one number at a time."""
+
+    @njit(error_model="numpy")
+    def weigh(scores, begin, end):
+        kernels._weigh(scores, begin, end)
+
+    scores = np.linspace(-4.0, 4.0, 200, dtype=np.float32)
+    expected = np.where((np.arange(200) >= 3) & (np.arange(200) < 150), np.exp(scores), 0.0)
+    weigh(scores, 3, 150)
+    assert np.allclose(scores, expected / expected.sum(), rtol=1e-5)
+    (code,) = weigh.inspect_asm().values()
+    register = "z" if LANES == 16 else "y"
+    assert re.search(rf"vfn?madd\d+ps\s.*%{register}mm", code)
+
+
+@pytest.mark.parametrize("stored", FORMATS)
+def test_weights_are_asked_for_ahead(stored):
+    """Without it eight tokens of 16 bits take twice as long, and no sum tells."""
+
+    @njit(error_model="numpy")
+    def multiply(x, w, out):
+        compiled_products._multiply_some(8, x, 64, w, stored, 64, out, PANEL, False)
+
+    panels = Panels([nn.Linear(64, PANEL, bias=False)], stored)
+    rows, out = np.ones((8, 64), np.float32), np.zeros((8, PANEL), np.float32)
+    multiply(rows.ctypes.data, panels.weight_address, out.ctypes.data)
+    assert np.array_equal(out, panels(torch.from_numpy(rows)).numpy())
+    (code,) = multiply.inspect_llvm().values()
+    assert "llvm.prefetch" in code
