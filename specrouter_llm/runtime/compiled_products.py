@@ -155,7 +155,7 @@ def multiply(x, x_stride, rows, w, stored, inner, bias, out, stride, add, team) 
 def open_gate(x, x_stride, rows, layer, stored, inner, out, stride, team) -> None:
     """This thread's panels of out = silu(gate) * up; `out` holds the gate until it is used."""
     up = np.empty(ROWS * PANEL, np.float32)
-    beside = up.ctypes.data
+    beside = up.ctypes.data  # of what is freed where `up` itself is named for the last time
     first, last = share(stride // PANEL, team)
     for panel in range(first, last):
         skip = panel * _panel_bytes(stored, inner)
@@ -173,7 +173,7 @@ def open_gate(x, x_stride, rows, layer, stored, inner, out, stride, team) -> Non
             if layer.up_bias != 0:
                 _add_bias(layer.up_bias + 4 * panel * PANEL, 0, number, beside, PANEL)
             for i in range(number):
-                gate, factor = floats(place + 4 * i * stride, PANEL), floats(beside + 4 * i * PANEL, PANEL)
+                gate, factor = floats(place + 4 * i * stride, PANEL), up[i * PANEL : i * PANEL + PANEL]
                 for j in range(PANEL):
                     gate[j] = gate[j] / (np.float32(1.0) + exp(-gate[j])) * factor[j]
 
