@@ -79,14 +79,17 @@ class Chain:
 
 
 def default_chains(engine: SpecRouter, everything: bool = False) -> list[Chain]:
-    """Every level below the target alone, the two smallest models in one chain, and lookup below the smallest model.
+    """Every level below the target alone, the smallest model with a long window too, the two smallest models in one chain, and
+    lookup below the smallest model.
 
     `everything` runs the single ones with several windows.
     """
     models = [name for name in engine.levels[:-1] if name in engine.labels]
     lookups = [name for name in engine.levels[:-1] if name not in engine.labels]
     found = [Chain((name,), (window,)) for name in lookups for window in LOOKUP_WINDOWS[: 2 if everything else 1]]
-    found += [Chain((name,), (window,)) for name in models for window in (WINDOWS if everything else (4,))]
+    for name in models:
+        windows = WINDOWS if everything else (4, 8) if name == models[0] else (4,)
+        found += [Chain((name,), (window,)) for window in windows]
     if len(models) > 1:
         found.append(Chain((models[0], models[1]), (3, 4)))
     found += [Chain((lookup, models[0]), (7, 8)) for lookup in lookups if models]
