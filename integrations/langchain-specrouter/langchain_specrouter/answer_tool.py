@@ -69,7 +69,8 @@ class AnswerTool:
         value = arguments if self._is_object else arguments[_VALUE]
         if not is_pydantic(self.schema):
             return value
-        validate = getattr(self.schema, "model_validate", None) or self.schema.parse_obj  # type: ignore[union-attr]
+        schema: Any = self.schema  # a class of pydantic's, of its first version perhaps
+        validate = getattr(schema, "model_validate", None) or schema.parse_obj
         return validate(value)
 
 

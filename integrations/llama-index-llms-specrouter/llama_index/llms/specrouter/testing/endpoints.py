@@ -93,7 +93,8 @@ class EndpointTests(LLMTests):
         counter = TokenCountingHandler(tokenizer=lambda text: ["wrong"] * 10_000)
         llm.callback_manager = CallbackManager([counter])
         raw = call(llm, endpoint, self.prompt)[-1].raw
-        usage: dict[str, Any] = raw["usage"] if isinstance(raw, dict) else raw.usage.model_dump()  # type: ignore[union-attr]
+        told: Any = raw  # a dictionary, or an answer of a client's own class
+        usage: dict[str, Any] = told["usage"] if isinstance(told, dict) else told.usage.model_dump()
         counted = counter.prompt_llm_token_count, counter.completion_llm_token_count
         assert counted == (usage["prompt_tokens"], usage["completion_tokens"])
         assert 0 < usage["completion_tokens"] < usage["total_tokens"] == sum(counted)
